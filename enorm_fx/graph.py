@@ -1,0 +1,108 @@
+"""The dataflow as a networkx graph: depth of weights, and what lies between a pair.
+
+Nodes are the trace's node indices; their attributes are op, name, module, source and
+parameters (the names that the call reads).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+import networkx as nx
+
+from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Trace
+
+
+def dataflow(trace: Trace) -> nx.DiGraph:
+    """One node per call and input, an edge for every tensor that passes; parameters are attributes.
+
+    Calls on parameters alone (a transposed weight) are nodes as well.
+    """
+    graph = nx.DiGraph()
+    for node in trace.nodes:
+        if node.op in (PARAMETER, CONSTANT):
+            continue
+        inputs = list(node.inputs())
+        names = tuple(n.name for n in inputs if n.op == PARAMETER)
+        graph.add_node(
+            node.index,
+            op=node.op,
+            name=node.name,
+            module=node.module,
+            source=node.source,
+            parameters=names,
+            leaf=node.op == INPUT,
+        )
+        graph.add_edges_from((n.index, node.index) for n in inputs if n.index in graph)
+    return graph
+
+
+def depths(graph: nx.DiGraph, weights: Iterable[str]) -> tuple[dict[str, int], set[str]]:
+    """For each weight the number of weights on the longest path that ends in it; and the last ones.
+
+    A weight is last where no other weight reads what comes of it. Insertion order of the graph
+    is execution order, which is topological.
+    """
+    counted = set(weights)
+    depth: dict[int, int] = {}
+    result: dict[str, int] = {}
+    for node, data in graph.nodes(data=True):
+        before = max((depth[n] for n in graph.predecessors(node)), default=0)
+        names = [name for name in data["parameters"] if name in counted]
+        depth[node] = before + (1 if names else 0)
+        for name in names:
+            result[name] = max(result.get(name, 0), depth[node])
+    below: dict[int, bool] = {}
+    last: set[str] = set()
+    for node in reversed(list(graph)):
+        later = any(below[n] for n in graph.successors(node))
+        names = [name for name in graph.nodes[node]["parameters"] if name in counted]
+        if not later:
+            last.update(names)
+        below[node] = later or bool(names)
+    for node, data in graph.nodes(data=True):  # used once more before another weight
+        if any(below[n] for n in graph.successors(node)):
+            last.difference_update(data["parameters"])
+    return result, last
+
+
+def readers(graph: nx.DiGraph) -> dict[str, list[int]]:
+    """Parameter name -> the calls that read it, in execution order."""
+    result: dict[str, list[int]] = {}
+    for node, data in graph.nodes(data=True):
+        for name in data["parameters"]:
+            result.setdefault(name, []).append(node)
+    return result
+
+
+def paths(
+    graph: nx.DiGraph, carrying: set[int], starts: list[int], ends: dict[int, str]
+) -> dict[str, tuple[str, ...]]:
+    """From where a scale is produced to each call that takes it back.
+
+    carrying: nodes whose result has the scale; starts: nodes that make it; ends: consuming node
+    -> weight. Returns weight -> ops on the shortest path, ends not included.
+    """
+    parent: dict[int, int | None] = {start: None for start in starts if start in carrying}
+    queue = deque(parent)
+    found: dict[str, tuple[str, ...]] = {}
+    while queue:
+        node = queue.popleft()
+        for after in graph.successors(node):
+            if after in ends and ends[after] not in found:
+                found[ends[after]] = _ops(graph, parent, node)
+            if after in carrying and after not in parent:
+                parent[after] = node
+                queue.append(after)
+    return found
+
+
+def _ops(graph: nx.DiGraph, parent: dict[int, int | None], node: int) -> tuple[str, ...]:
+    ops: list[str] = []
+    at: int | None = node
+    while at is not None and parent[at] is not None:
+        if graph.nodes[at]["op"] != "piece":
+            ops.append(graph.nodes[at]["op"])
+        at = parent[at]
+    return tuple(reversed(ops))

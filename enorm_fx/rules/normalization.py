@@ -1,0 +1,106 @@
+"""Normalization layers: the input is pinned, the affine parameters produce a new scale.
+
+Scaling the input would change the result through epsilon, so the input keeps its values; what
+gamma and beta make of the normalized tensor may be rescaled exactly, in training too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from enorm_fx.labels import Label, LabelTerm, expand_dims
+from enorm_fx.rules.registry import Context, rule
+
+
+@rule("batch_norm", weights=("weight", "bias"))
+def batch_norm(
+    ctx: Context, input: Label, running_mean: Any = None, running_var: Any = None,
+    weight: Label | None = None, bias: Label | None = None, *args: Any, **kwargs: Any,
+) -> Label:  # fmt: skip
+    """y[n, c] = gamma[c] * (x - mean) / std + beta[c].
+
+    "affine": x is pinned; gamma[c], beta[c] and y[n, c] take r[c].
+    "skip":   the label passes as if the layer were not there; its own parameters stay, so the
+              function is not kept and the plan says so.
+    """
+    if ctx.batchnorm == "skip":
+        ctx.ignore(input)
+        return Label(ctx.shape, input.terms)
+    return _affine(ctx, input, weight, bias, _channels(len(input.shape)))
+
+
+@rule("instance_norm", weights=("weight", "bias"))
+def instance_norm(
+    ctx: Context, input: Label, running_mean: Any = None, running_var: Any = None,
+    weight: Label | None = None, bias: Label | None = None, *args: Any, **kwargs: Any,
+) -> Label:  # fmt: skip
+    """Statistics per sample and channel; gamma[c], beta[c] and y[n, c] take r[c]."""
+    return _affine(ctx, input, weight, bias, _channels(len(input.shape)))
+
+
+@rule("group_norm", weights=("weight", "bias"))
+def group_norm(
+    ctx: Context, input: Label, num_groups: int, weight: Label | None = None,
+    bias: Label | None = None, *args: Any, **kwargs: Any,
+) -> Label:  # fmt: skip
+    """Statistics per sample and group of channels; gamma[c], beta[c] and y[n, c] take r[c]."""
+    return _affine(ctx, input, weight, bias, _channels(len(input.shape)))
+
+
+@rule("layer_norm", weights=("weight", "bias"))
+def layer_norm(
+    ctx: Context, input: Label, normalized_shape: Any, weight: Label | None = None,
+    bias: Label | None = None, *args: Any, **kwargs: Any,
+) -> Label:  # fmt: skip
+    """Statistics over the last axes; gamma, beta and y take a scale for every entry of gamma."""
+    return _affine(ctx, input, weight, bias, _last)
+
+
+@rule("rms_norm", weights=("weight",))
+def rms_norm(
+    ctx: Context, input: Label, normalized_shape: Any, weight: Label | None = None, eps: Any = None
+) -> Label:
+    """x over its root mean square, times gamma: gamma and y take a scale for every entry."""
+    return _affine(ctx, input, weight, None, _last)
+
+
+@rule("normalize", "cosine_similarity", "local_response_norm")
+def normalize(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Label:
+    """Divided by a norm with epsilon, without parameters: input and result keep their values."""
+    reason = "it is normalized"
+    for value in (input, *args):
+        if isinstance(value, Label):
+            ctx.pin(ctx.known(value), reason)
+    return ctx.pinned(ctx.shape, reason)
+
+
+def _channels(ndim: int) -> Any:
+    """gamma's axis becomes the second of ndim axes."""
+    return lambda ids, _: ids.reshape(1, -1, *(1,) * (ndim - 2))
+
+
+def _last(ids: Any, ndim: int) -> Any:
+    return expand_dims(ids, ndim)
+
+
+def _affine(
+    ctx: Context, input: Label, weight: Label | None, bias: Label | None, place: Any
+) -> Label:
+    op = ctx.node.op if ctx.node is not None else "normalization"
+    reason = f"'{op}' normalizes its input"
+    ctx.pin(input, reason)
+    if weight is None:
+        if bias is not None:
+            ctx.pin(ctx.known(bias), reason)
+        return ctx.pinned(ctx.shape, reason)
+    if ctx.is_new(weight):
+        weight = ctx.define(weight, [LabelTerm(1, ctx.system.fresh(*weight.shape))])
+    if bias is not None:
+        if ctx.parameter_name(bias) is not None and ctx.biases == "skip":
+            ctx.ignore(weight)
+        elif ctx.is_new(bias):
+            ctx.define(bias, weight.terms)
+        else:
+            ctx.system.equal(weight, bias)
+    ndim = len(input.shape)
+    return weight.map(ctx.shape, lambda ids: place(ids, ndim))

@@ -1,0 +1,173 @@
+"""Run the rules over a trace: every tensor gets a label, every join its equations."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from enorm_fx.errors import RuleError
+from enorm_fx.labels import Label, LabelTerm, System
+from enorm_fx.rules.registry import Context, Entry, Origin, bind, find
+from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace, replace_nodes
+
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Labels:
+    """What the rules found, before the equations are solved.
+
+    values:     by node index: the label of its result (nested tuples for several).
+    parameters: label of each parameter that some call reads.
+    origins:    reasons, by the `origin` index of the equations.
+    ignored:    label terms that some parameter or statistic does not follow.
+    pinned_at:  node index -> origin, for results that keep their values.
+    """
+
+    system: System
+    values: list[Any]
+    parameters: dict[str, Label]
+    origins: list[Origin]
+    ignored: list[tuple[LabelTerm, ...]]
+    pinned_at: dict[int, int]
+
+
+def propagate(
+    trace: Trace,
+    *,
+    batchnorm: str = "skip",
+    biases: str = "rescale",
+    frozen: frozenset[str] = frozenset(),
+    free: bool = False,
+) -> Labels:
+    """Labels of a whole trace.
+
+    frozen: parameters that must keep their values.
+    free:   leave inputs and outputs unpinned, one variable per entry (the law that tests rules
+            needs this).
+    """
+    context = Context(trace, System(), batchnorm, biases)
+    values: list[Any] = []
+    for node in trace.nodes:
+        context.node = node
+        context.because(f"'{node.op}'")
+        values.append(_label(context, node, values, free))
+    if not free:
+        for node, how in trace.outputs:
+            for label in _labels_in(values[node.index]):
+                context.node = node
+                context.pin(context.known(label), how)
+    for name, label in context.parameters.items():
+        context.node = trace.nodes[label.node]
+        if name in frozen:
+            context.pin(label, "the parameter is frozen (requires_grad=False)")
+        elif name in trace.tied:
+            context.pin(label, trace.tied[name])
+    return Labels(
+        context.system,
+        values,
+        context.parameters,
+        context.origins,
+        context.ignored,
+        context.pinned_at,
+    )
+
+
+def _label(context: Context, node: Node, values: list[Any], free: bool) -> Any:
+    if node.op == INPUT:
+        return _input(context, node, free)
+    if node.op in (PARAMETER, CONSTANT):
+        return Label(node.out.shape, node=node.index)
+    entry = find(node.op)
+    if entry is not None and not _writes_elsewhere(node):
+        try:
+            arguments = bind(entry, context, node)
+        except TypeError:
+            return _unknown(context, node, values, "a call of '{}' that its rule does not fit")
+        label = _apply(context, entry, arguments, values)
+        if label is not NotImplemented:
+            return _checked(context, node, label, values)
+        return _unknown(context, node, values, "'{}' with these arguments has no rule")
+    return _unknown(context, node, values, "no rule knows the op '{}'")
+
+
+def _writes_elsewhere(node: Node) -> bool:
+    return node.kwargs.get("out") is not None
+
+
+def _apply(
+    context: Context, entry: Entry, call: inspect.BoundArguments, values: list[Any]
+) -> Any:
+    for name, argument in call.arguments.items():
+        accepts_new = name in entry.weights
+
+        def label_of(node: Node, accepts_new: bool = accepts_new) -> Any:
+            value = values[node.index]
+            if node.op == PARAMETER:
+                value = context.parameters.get(node.name, value)
+                return value if accepts_new else context.known(value)
+            return _constant(context, node, value)
+
+        call.arguments[name] = replace_nodes(argument, label_of)
+    return entry.function(*call.args, **call.kwargs)
+
+
+def _constant(context: Context, node: Node, value: Any) -> Any:
+    """Calls on constants alone give constants, whose values a rule may ask for."""
+    if isinstance(value, Label) and not value.terms and value.node < 0 and not value.wild:
+        return Label(value.shape, node=node.index)
+    return value
+
+
+def _input(context: Context, node: Node, free: bool) -> Label:
+    if node.out.dtype not in _FLOATING:
+        return Label(node.out.shape)
+    if free:
+        return Label(node.out.shape, (LabelTerm(1, context.system.fresh(*node.out.shape)),))
+    return context.pinned(node.out.shape, f"{node.name} of the model")
+
+
+def _unknown(context: Context, node: Node, values: list[Any], reason: str) -> Any:
+    """Never guess: all that an unknown op touches keeps its values."""
+    text = reason.format(node.op)
+    for source in node.inputs():
+        for label in _labels_in(values[source.index]):
+            context.pin(context.known(label), text)
+    return _pinned(context, node.out, text)
+
+
+def _pinned(context: Context, out: Any, reason: str) -> Any:
+    if isinstance(out, Spec):
+        return context.pinned(out.shape, reason)
+    if isinstance(out, tuple):
+        return tuple(_pinned(context, item, reason) for item in out)
+    return None
+
+
+def _checked(context: Context, node: Node, label: Any, values: list[Any]) -> Any:
+    if isinstance(node.out, Spec) and isinstance(label, Label):
+        if label.shape != node.out.shape:
+            raise RuleError(
+                f"the rule for '{node.op}' gave a label of shape {label.shape} to a result of "
+                f"shape {node.out.shape} ({node.module} {node.source})"
+            )
+        if label.terms and node.out.dtype not in _FLOATING:
+            return _unknown(context, node, values, "'{}' gives numbers that are not floating point")
+    if node.inplace:
+        # Whatever else looks at the memory that was written sees the same label as before.
+        target = values[next(node.inputs()).index]
+        result = target if label is None else label
+        context.because(f"'{node.op}' writes in place")
+        context.system.equal(context.known(result), context.known(target))
+    return label
+
+
+def _labels_in(value: Any) -> list[Label]:
+    if isinstance(value, Label):
+        return [value]
+    if isinstance(value, tuple):
+        return [label for item in value for label in _labels_in(item)]
+    return []

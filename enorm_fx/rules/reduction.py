@@ -1,0 +1,100 @@
+"""Ops that reduce axes to one value, or accumulate along one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from enorm_fx.labels import Label, LabelTerm
+from enorm_fx.rules.elementwise import bounded
+from enorm_fx.rules.join import extremum
+from enorm_fx.rules.registry import Context, rule
+
+
+def axes_of(x: Label, dim: Any) -> list[int]:
+    """The reduced axes as non-negative numbers; all of them for None or ()."""
+    ndim = len(x.shape)
+    if dim is None or dim == ():
+        return list(range(ndim))
+    return [d % ndim for d in (dim if isinstance(dim, (tuple, list)) else [dim])] if ndim else []
+
+
+def reduced(ctx: Context, x: Label, axes: list[int]) -> Label:
+    """Reduce axes along which the entries must scale alike; the result's shape says keepdim."""
+    label = ctx.system.uniform(x, axes)
+    shape = ctx.shape
+    if len(shape) == len(x.shape):
+        return Label(shape, label.terms)
+
+    def drop(ids: Tensor) -> Tensor:
+        return ids.reshape([n for a, n in enumerate(ids.shape) if a not in axes])
+
+    return label.map(shape, drop)
+
+
+@rule("mean", "sum", "nanmean", "nansum", "amax", "amin")
+def reduce(ctx: Context, input: Label, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """The reduced entries must scale alike, and the result scales like them."""
+    return reduced(ctx, input, axes_of(input, dim))
+
+
+@rule("norm", "vector_norm")
+def norm(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
+    """Declined unless all axes are reduced: the argument order differs between spellings."""
+    if ctx.shape != ():
+        return NotImplemented
+    return reduced(ctx, input, list(range(len(input.shape))))
+
+
+@rule("var", "std")
+def spread(ctx: Context, input: Label, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """The standard deviation scales like the entries, the variance like their squares."""
+    if isinstance(dim, bool):
+        dim = None
+    label = reduced(ctx, input, axes_of(input, dim))
+    return label.times(2) if ctx.node is not None and ctx.node.op == "var" else label
+
+
+@rule("max", "min")
+def extreme(ctx: Context, input: Label, dim: Any = None, keepdim: bool = False,
+            other: Any = None) -> Any:  # fmt: skip
+    """Of one tensor or along an axis a reduction; of two tensors the larger or smaller entry."""
+    if isinstance(dim, Label) or isinstance(other, Label):
+        return extremum(ctx, input, dim if isinstance(dim, Label) else other)
+    label = reduced(ctx, input, axes_of(input, dim))
+    return (label, Label(ctx.shape)) if isinstance(ctx.out, tuple) else label
+
+
+@rule("median", "nanmedian", "mode", "kthvalue", "topk", "sort")
+def selection(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
+    """Entries picked by rank along an axis: all axes must scale alike there to be ranked."""
+    label = ctx.system.uniform(input, range(len(input.shape)))
+    if not isinstance(ctx.out, tuple):
+        return Label(ctx.shape, tuple(_fit(label, len(ctx.shape))))
+    first, *rest = ctx.out
+    return (
+        Label(first.shape, tuple(_fit(label, len(first.shape)))),
+        *(Label(spec.shape) for spec in rest),
+    )
+
+
+def _fit(label: Label, ndim: int) -> Any:
+    for term in label.terms:
+        yield LabelTerm(term.coefficient, term.ids.reshape((1,) * ndim))
+
+
+@rule("argmax", "argmin", "argsort")
+def position(ctx: Context, input: Label, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """Positions do not scale; the entries that are compared must scale alike."""
+    ctx.system.uniform(input, axes_of(input, dim))
+    return Label(ctx.shape)
+
+
+@rule("cumsum", "cummax", "cummin", "logcumsumexp")
+def accumulate(ctx: Context, input: Label, dim: int, *args: Any, **kwargs: Any) -> Any:
+    """Entries accumulated along an axis must scale alike."""
+    if ctx.node is not None and ctx.node.op == "logcumsumexp":
+        return bounded(ctx, input)
+    label = ctx.system.uniform(input, axes_of(input, dim))
+    return (label, Label(ctx.shape)) if isinstance(ctx.out, tuple) else label

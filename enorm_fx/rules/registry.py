@@ -1,0 +1,172 @@
+"""Where rules are kept, and what a rule gets to work with."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from enorm_fx.errors import RuleError
+from enorm_fx.labels import Label, LabelTerm, System, combine
+from enorm_fx.tracing.trace import Node, Spec, Trace
+
+Rule = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A rule and how it is called.
+
+    weights: names of the arguments that the rule may receive as parameters without a label,
+             to give them one.
+    """
+
+    function: Rule
+    signature: inspect.Signature
+    weights: frozenset[str]
+
+
+_RULES: dict[str, Entry] = {}
+
+# torch's documentation, its methods and its ATen schemas name the same argument differently.
+_ARGUMENT_SYNONYMS = {"self": "input", "axis": "dim", "x1": "input", "x2": "other", "axes": "dims"}
+
+
+def rule(*keys: str, weights: Sequence[str] = ()) -> Callable[[Rule], Rule]:
+    """Register a function as the rule for neutral op keys. A key has one rule."""
+
+    def register(function: Rule) -> Rule:
+        entry = Entry(function, inspect.signature(function), frozenset(weights))
+        for key in keys:
+            if key in _RULES:
+                raise RuleError(f"op '{key}' already has the rule {_RULES[key].function.__name__}")
+            _RULES[key] = entry
+        return function
+
+    return register
+
+
+def find(key: str) -> Entry | None:
+    """The rule for an op key, None where there is none."""
+    return _RULES.get(key)
+
+
+def table() -> dict[str, Entry]:
+    """Every op key with its rule: the op coverage."""
+    return dict(sorted(_RULES.items()))
+
+
+def bind(entry: Entry, context: Context, node: Node) -> inspect.BoundArguments:
+    """A call's arguments under the rule's own names. Raises TypeError where they do not fit."""
+    kwargs = {_ARGUMENT_SYNONYMS.get(name, name): value for name, value in node.kwargs.items()}
+    bound = entry.signature.bind(context, *node.args, **kwargs)
+    bound.apply_defaults()
+    return bound
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Why an equation was made, for the report."""
+
+    reason: str
+    node: str = ""
+    source: str = ""
+
+
+@dataclass(slots=True)
+class Context:
+    """What a rule may use: fresh variables, equations, the call's shapes, values of constants.
+
+    out: Spec of the call's result, or a tuple of them.
+    """
+
+    trace: Trace
+    system: System
+    batchnorm: str = "skip"
+    biases: str = "rescale"
+    node: Node | None = None
+    origins: list[Origin] = field(default_factory=list)
+    parameters: dict[str, Label] = field(default_factory=dict)
+    ignored: list[tuple[LabelTerm, ...]] = field(default_factory=list)
+    pinned_at: dict[int, int] = field(default_factory=dict)  # node index -> origin
+
+    @property
+    def out(self) -> Any:
+        return self.node.out if self.node is not None else None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the call's only (or first) result."""
+        out = self.out
+        while isinstance(out, tuple):
+            out = out[0]
+        return out.shape if isinstance(out, Spec) else ()
+
+    def because(self, reason: str) -> None:
+        """What the equations made from here on are about."""
+        node = self.node
+        place = "" if node is None else f"{node.module}.{node.op}".lstrip(".")
+        self.origins.append(Origin(reason, place, "" if node is None else node.source))
+        self.system.origin = len(self.origins) - 1
+
+    def value(self, label: Label) -> Tensor | None:
+        """The values of a constant tensor; None for anything else."""
+        if label.terms or label.node < 0:
+            return None
+        return self.trace.value(self.trace.nodes[label.node])
+
+    def is_new(self, label: Label) -> bool:
+        """A parameter that has no label yet: the rule that meets it first gives it one."""
+        return self.parameter_name(label) is not None and not label.terms
+
+    def parameter_name(self, label: Label) -> str | None:
+        if label.node < 0 or self.trace.nodes[label.node].op != "parameter":
+            return None
+        return self.trace.nodes[label.node].name
+
+    def define(self, label: Label, terms: Sequence[LabelTerm]) -> Label:
+        """Give a new parameter its label."""
+        name = self.parameter_name(label)
+        if name is None or name in self.parameters:
+            raise RuleError(f"'{name}' is no parameter without a label")
+        made = Label(label.shape, combine(terms), node=label.node)
+        self.parameters[name] = made
+        return made
+
+    def known(self, label: Label) -> Label:
+        """The label of a tensor; a parameter that some op reads in a way of its own gets one now.
+
+        One axis or none: a scale for every entry. More: one per slice of the first two axes.
+        """
+        name = self.parameter_name(label)
+        if name is None or label.terms:
+            return label
+        if name in self.parameters:
+            return self.parameters[name]
+        ndim = len(label.shape)
+        terms = []
+        for axis in range(min(ndim, 2)):
+            shape = [1] * ndim
+            shape[axis] = label.shape[axis]
+            terms.append(LabelTerm(1, self.system.fresh(*shape)))
+        return self.define(label, terms or [LabelTerm(1, self.system.scalar(0))])
+
+    def ignore(self, label: Label) -> None:
+        """A scale that a parameter should follow and, by the caller's choice, does not."""
+        if label.terms:
+            self.ignored.append(label.terms)
+
+    def pin(self, label: Label, reason: str) -> None:
+        """Require that a tensor keeps its values."""
+        self.because(reason)
+        self.system.pin(label)
+
+    def pinned(self, shape: Sequence[int], reason: str) -> Label:
+        """The label of a result that keeps its values; the reason is kept for the report."""
+        if self.node is not None:
+            self.because(reason)
+            self.pinned_at.setdefault(self.node.index, self.system.origin)
+        return Label(tuple(shape))

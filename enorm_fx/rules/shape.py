@@ -1,0 +1,290 @@
+"""Ops that move entries: the very same op moves the ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from enorm_fx.labels import Label, expand_dims, squeeze_constant
+from enorm_fx.rules.join import equalized
+from enorm_fx.rules.registry import Context, rule
+
+# Ids are written out in full only up to this size; a larger label is pinned.
+MAX_IDS = 1 << 26
+
+
+def _flat(sizes: tuple[Any, ...]) -> list[Any]:
+    """permute(0, 2, 1) and permute((0, 2, 1)) alike."""
+    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+        return list(sizes[0])
+    return list(sizes)
+
+
+def reshape_ids(ids: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
+    """Reshape ids as a tensor of shape `old` becomes one of shape `new`.
+
+    Axes are matched in the smallest blocks of equal size; only blocks in which the ids vary are
+    written out, so batch and position axes stay at size 1.
+    """
+    grown: list[int] = []
+    result: list[int] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        start_i, start_j = i, j
+        size_old = size_new = 1
+        if i < len(old):
+            size_old, i = old[i], i + 1
+        if j < len(new):
+            size_new, j = new[j], j + 1
+        while size_old != size_new:
+            if size_old < size_new:
+                size_old, i = size_old * old[i], i + 1
+            else:
+                size_new, j = size_new * new[j], j + 1
+        if any(ids.shape[a] > 1 for a in range(start_i, i)):
+            grown += old[start_i:i]
+            result += new[start_j:j]
+        else:
+            grown += [1] * (i - start_i)
+            result += [1] * (j - start_j)
+    return squeeze_constant(ids.expand(grown).reshape(result))
+
+
+@rule("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as",
+      "ravel", "unsafe_view", "atleast_1d", "atleast_2d", "atleast_3d")  # fmt: skip
+def reshape(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
+    """The same entries in the same order under another shape."""
+    if isinstance(ctx.out, tuple) or any(isinstance(a, torch.dtype) for a in args):
+        return NotImplemented  # view(dtype) reads the bits in another way
+    if 0 in input.shape:
+        return Label(ctx.shape)
+    if any(_written_out(t.ids, input.shape) > MAX_IDS for t in input.terms):
+        return NotImplemented
+    return input.map(ctx.shape, lambda ids: reshape_ids(ids, input.shape, ctx.shape))
+
+
+def _written_out(ids: Tensor, shape: Sequence[int]) -> int:
+    return 0 if ids.numel() == 1 else torch.Size(shape).numel()
+
+
+@rule("permute", "t", "T", "mT", "H", "mH", "adjoint", "transpose", "movedim", "numpy_T")
+def permute(ctx: Context, input: Label, *dims: Any, **kwargs: Any) -> Any:
+    """Axes in another order."""
+    op = ctx.node.op if ctx.node is not None else "permute"
+    ndim = len(input.shape)
+    if op == "permute":
+        order = kwargs.get("dims") or _flat(dims)
+        return input.map(ctx.shape, lambda ids: ids.permute(*order))
+    if op == "movedim":
+        source, destination = kwargs.get("source", dims[:1]), kwargs.get("destination", dims[1:])
+        source = _flat(source) if isinstance(source, tuple) else source
+        destination = _flat(destination) if isinstance(destination, tuple) else destination
+        return input.map(ctx.shape, lambda ids: ids.movedim(source, destination))
+    if op == "transpose":
+        first = kwargs.get("dim0", dims[0] if dims else None)
+        second = kwargs.get("dim1", dims[-1] if dims else None)
+        return input.map(ctx.shape, lambda ids: ids.transpose(first, second))
+    if op in ("mT", "mH", "adjoint"):
+        return input.map(ctx.shape, lambda ids: ids.transpose(-1, -2))
+    return input.map(ctx.shape, lambda ids: ids.permute(*reversed(range(ndim))))
+
+
+@rule("expand", "expand_as", "broadcast_to")
+def expand(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
+    """Copies along axes of size 1: ids broadcast as they are."""
+    return input.map(ctx.shape, lambda ids: expand_dims(ids, len(ctx.shape)))
+
+
+def _choose(ids: Tensor, index: list[Any]) -> Tensor:
+    """ids[index] where an axis of size 1 stands for one along which nothing varies."""
+    local = []
+    axis = 0
+    for part in index:
+        if part is None:
+            local.append(None)
+            continue
+        if ids.shape[axis] == 1:
+            local.append(0 if isinstance(part, int) else slice(None))
+        else:
+            local.append(part)
+        axis += 1
+    return ids[tuple(local)]
+
+
+def _select(ctx: Context, x: Label, axis: int, part: Any, shape: Sequence[int]) -> Label:
+    index = [slice(None)] * len(x.shape)
+    index[axis] = part
+    return x.map(shape, lambda ids: _choose(ids, index))
+
+
+@rule("piece")
+def piece(ctx: Context, input: Any, index: int) -> Any:
+    """One result of a call that gave several."""
+    return input[index] if isinstance(input, tuple) else NotImplemented
+
+
+@rule("getitem")
+def getitem(ctx: Context, input: Any, index: Any) -> Any:
+    """x[index] for integers, slices, None, Ellipsis and tensors of constants."""
+    return input[index] if isinstance(input, tuple) else picked(ctx, input, index)
+
+
+def picked(ctx: Context, x: Label, index: Any) -> Any:
+    """The part of x that an index picks."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    if not all(_basic(item) for item in items):
+        return _advanced(ctx, x, items)
+    taken = sum(item is not None and item is not Ellipsis for item in items)
+    rest = [slice(None)] * (len(x.shape) - taken)
+    at = items.index(Ellipsis) if Ellipsis in items else len(items)
+    items[at : at + 1] = rest
+    shape = torch.empty(x.shape, device="meta")[tuple(items)].shape
+    return x.map(shape, lambda ids: _choose(ids, items))
+
+
+def _basic(item: Any) -> bool:
+    plain = item is None or item is Ellipsis or isinstance(item, (int, slice))
+    return plain and not isinstance(item, bool)
+
+
+def _advanced(ctx: Context, x: Label, items: list[Any]) -> Any:
+    """Indices that are tensors: their values must be known."""
+    index = []
+    for item in items:
+        if isinstance(item, Label):
+            item = ctx.value(item)
+            if item is None:
+                return NotImplemented
+        elif isinstance(item, list) and any(isinstance(i, Label) for i in item):
+            return NotImplemented
+        index.append(item)
+    return moved(ctx, x, lambda ids: ids[tuple(index)])
+
+
+def moved(ctx: Context, x: Label, move: Callable[[Tensor], Tensor]) -> Any:
+    """Write the ids out in full and move them with the op itself."""
+    if torch.Size(x.shape).numel() > MAX_IDS:
+        return NotImplemented
+    shape = move(torch.empty(1).expand(x.shape)).shape
+    return x.map(shape, lambda ids: squeeze_constant(move(ids.expand(x.shape))))
+
+
+@rule("setitem")
+def setitem(ctx: Context, input: Label, index: Any, value: Any) -> Any:
+    """x[index] = value: what is written must scale like what was there."""
+    part = picked(ctx, input, index)
+    if not isinstance(part, Label):
+        return NotImplemented
+    if isinstance(value, Label):
+        ctx.system.equal(value, part)
+    elif value != 0:
+        ctx.pin(part, f"{value} is written into it")
+    return None
+
+
+@rule("select", "select_copy")
+def select(ctx: Context, input: Label, dim: int, index: int) -> Any:
+    """One slice of an axis, which goes away."""
+    return _select(ctx, input, dim % len(input.shape), index, ctx.shape)
+
+
+@rule("narrow")
+def narrow(ctx: Context, input: Label, dim: int, start: Any, length: int) -> Any:
+    """A range of an axis."""
+    if isinstance(start, Label):
+        return NotImplemented
+    axis = dim % len(input.shape)
+    start %= input.shape[axis]
+    return _select(ctx, input, axis, slice(start, start + length), ctx.shape)
+
+
+@rule("slice")
+def slice_axis(
+    ctx: Context, input: Label, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Any:
+    """A range of an axis, with a step."""
+    return _select(ctx, input, dim % len(input.shape), slice(start, end, step), ctx.shape)
+
+
+@rule("chunk", "split", "tensor_split", "split_with_sizes", "unsafe_split", "unsafe_chunk",
+      "hsplit", "vsplit")  # fmt: skip
+def split(ctx: Context, input: Label, sections: Any = None, dim: int = 0, **kwargs: Any) -> Any:
+    """Consecutive ranges of an axis; the results' shapes say which."""
+    axis = dim % len(input.shape)
+    op = ctx.node.op if ctx.node is not None else ""
+    if op in ("hsplit", "vsplit"):
+        axis = 1 if op == "hsplit" and len(input.shape) > 1 else 0
+    parts, start = [], 0
+    for spec in ctx.out:
+        stop = start + spec.shape[axis]
+        parts.append(_select(ctx, input, axis, slice(start, stop), spec.shape))
+        start = stop
+    return tuple(parts)
+
+
+@rule("unbind")
+def unbind(ctx: Context, input: Label, dim: int = 0) -> Any:
+    """Every slice of an axis by itself."""
+    axis = dim % len(input.shape)
+    return tuple(_select(ctx, input, axis, i, spec.shape) for i, spec in enumerate(ctx.out))
+
+
+@rule("index_select")
+def index_select(ctx: Context, input: Label, dim: int, index: Label) -> Any:
+    """Slices of an axis, picked by constants."""
+    value = ctx.value(index)
+    if value is None:
+        return NotImplemented
+    axis = dim % len(input.shape)
+    return input.map(
+        ctx.shape, lambda ids: ids.index_select(axis, value) if ids.shape[axis] > 1 else ids
+    )
+
+
+@rule("flip", "roll", "repeat", "tile", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle",
+      "channel_shuffle", "native_channel_shuffle", "rot90", "fliplr", "flipud", "diagonal",
+      "movedim_copy")  # fmt: skip
+def rearrange(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
+    """Entries in other places, some of them more than once."""
+    if any(isinstance(a, Label) for a in (*args, *kwargs.values())):
+        return NotImplemented
+    op = ctx.node.op if ctx.node is not None else ""
+    function = getattr(torch, op, None) or getattr(F, op, None) or getattr(torch.Tensor, op)
+    return moved(ctx, input, lambda ids: function(ids, *args, **kwargs))
+
+
+@rule("unfold")
+def unfold(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
+    """Windows of an image as columns: (N, C, H, W) to (N, C * kernel, positions)."""
+    if len(ctx.shape) != 3 or len(input.shape) != 4:
+        return NotImplemented
+    x = ctx.system.uniform(input, (2, 3))
+    kernel = ctx.shape[1] // x.shape[1]
+
+    def repeat(ids: Tensor) -> Tensor:
+        ids = ids.reshape(ids.shape[0], -1, 1)
+        return ids.repeat_interleave(kernel, dim=1) if ids.shape[1] > 1 else ids
+
+    return x.map(ctx.shape, repeat)
+
+
+@rule("tril", "triu")
+def triangle(ctx: Context, input: Label, diagonal: int = 0) -> Any:
+    """Some entries become zero, which fits every scale."""
+    return Label(ctx.shape, input.terms, input.wild)
+
+
+@rule("copy")
+def copy(ctx: Context, input: Label, other: Label, non_blocking: bool = False) -> Any:
+    """x.copy_(y): y must scale like what was there."""
+    return equalized(ctx, [input, other])
+
+
+@rule("zero")
+def zero(ctx: Context, input: Label) -> Any:
+    """x.zero_(): zeros fit the label that was there."""
+    return Label(ctx.shape, input.terms)

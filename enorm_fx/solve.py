@@ -1,0 +1,235 @@
+"""Solve the equations between scale variables.
+
+Nearly all equations say x = 0, x = y or x = -y. Those are solved at once for all variables, as
+connected components of a graph in which every variable stands twice, for x and for -x. The few
+that remain (relu(gate) * up meeting a residual stream, squares) are eliminated one by one over
+the rationals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from enorm_fx.labels import Equations, LabelTerm, System
+from enorm_fx.plan import Term
+
+_Parts = tuple[tuple[Fraction, int], ...]  # coefficient, free variable
+
+NO_ORIGIN = torch.iinfo(torch.int64).max
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solution:
+    """Every variable in terms of free ones.
+
+    root:   (size,) int64: the variable that stands for this one, -1 where it is zero (pinned).
+    sign:   (size,) int64: +1 or -1 times the root.
+    pinned_by: (size,) int64: origin of the equation that pinned the variable, where root is -1.
+    sums:   roots that are themselves sums of free roots, after elimination.
+    """
+
+    root: Tensor
+    sign: Tensor
+    pinned_by: Tensor
+    sums: dict[int, _Parts] = field(default_factory=dict)
+
+    def terms(self, terms: Sequence[LabelTerm]) -> tuple[Term, ...]:
+        """A label in free variables: one Term for each coefficient that occurs."""
+        parts: dict[Fraction, list[Tensor]] = {}
+        for term in terms:
+            root = self._lookup(self.root, term.ids)
+            signed = self._lookup(self.sign, term.ids) * term.coefficient
+            for coefficient in signed[root >= 0].unique().tolist():
+                index = torch.where(signed == coefficient, root, -1)
+                for factor, part in self._expand(index):
+                    parts.setdefault(factor * coefficient, []).append(part)
+        return tuple(
+            Term(float(coefficient), part)
+            for coefficient, group in parts.items()
+            if coefficient
+            for part in group
+        )
+
+    @staticmethod
+    def _lookup(table: Tensor, ids: Tensor) -> Tensor:
+        return table[ids.reshape(-1)].reshape(ids.shape)
+
+    def _expand(self, index: Tensor) -> list[tuple[Fraction, Tensor]]:
+        """Replace roots that are sums; entries with a sum move to terms of their own."""
+        if not self.sums:
+            return [(Fraction(1), index)]
+        summed = torch.tensor(sorted(self.sums))
+        special = torch.isin(index, summed)
+        if not bool(special.any()):
+            return [(Fraction(1), index)]
+        result = [(Fraction(1), torch.where(special, -1, index))]
+        longest = max(len(self.sums[int(r)]) for r in index[special].unique())
+        for k in range(longest):
+            parts: dict[Fraction, dict[int, int]] = {}
+            for r in index[special].unique().tolist():
+                if k < len(self.sums[r]):
+                    coefficient, free = self.sums[r][k]
+                    parts.setdefault(coefficient, {})[r] = free
+            for coefficient, replace in parts.items():
+                table = torch.full((int(summed[-1]) + 1,), -1)
+                table[torch.tensor(list(replace))] = torch.tensor(list(replace.values()))
+                chosen = torch.where(special, index, summed[-1])
+                part = torch.where(special, table[chosen], -1)
+                result.append((coefficient, part))
+        return [(c, part) for c, part in result if bool((part >= 0).any())]
+
+
+def solve(system: System) -> Solution:
+    """The general solution of all equations of a system."""
+    size = system.size
+    root, sign = torch.arange(size), torch.ones(size, dtype=torch.int64)
+    links: list[Tensor] = []
+    pins: list[tuple[Tensor, int]] = []
+    hard = system.equations
+    while True:
+        known = len(links) + len(pins)
+        hard = [
+            rest for e in hard if (rest := _reduce(e, root, sign, links, pins)).ids.shape[1]
+        ]
+        if known == len(links) + len(pins):
+            break
+        root, sign = _components(size, links, [ids for ids, _ in pins])
+    pinned_by = _origins(size, links, pins)
+    sums, zeros = eliminate(hard)
+    for variable, origin in zeros.items():
+        pinned = root == variable
+        pinned_by[pinned] = origin
+        root[pinned] = -1
+    return Solution(root, sign, pinned_by, sums)
+
+
+def _reduce(
+    equations: Equations,
+    root: Tensor,
+    sign: Tensor,
+    links: list[Tensor],
+    pins: list[tuple[Tensor, int]],
+) -> Equations:
+    """Rewrite rows in roots; rows that say x = 0 or x = +-y go to pins and links.
+
+    Returns the rows that say more.
+    """
+    ids = root[equations.ids]
+    weights = torch.where(ids < 0, 0, equations.weights * sign[equations.ids])
+    ids, order = ids.sort(dim=0)
+    weights = weights.gather(0, order)
+    for k in range(len(ids) - 1):  # add up what now is the same variable
+        same = ids[k] == ids[k + 1]
+        weights[k + 1] += torch.where(same, weights[k], 0)
+        weights[k] = torch.where(same, 0, weights[k])
+    # Terms that are left stand last, in at most as many rows as there are terms.
+    order = (weights != 0).int().argsort(dim=0, stable=True)
+    ids, weights = ids.gather(0, order), weights.gather(0, order)
+    count = (weights != 0).sum(dim=0)
+    single = count == 1
+    if bool(single.any()):
+        pins.append((ids[-1, single].unique(), equations.origin))
+    hard = count > 2
+    if len(ids) > 1:
+        even = weights[-1].abs() == weights[-2].abs()
+        double = (count == 2) & even
+        if bool(double.any()):
+            opposite = (weights[-1] == weights[-2])[double].long()  # x + y = 0
+            links.append(_link(ids[-2, double], ids[-1, double], opposite))
+        hard |= (count == 2) & ~even
+    return Equations(weights[:, hard], ids[:, hard], equations.origin)
+
+
+def _link(x: Tensor, y: Tensor, opposite: Tensor) -> Tensor:
+    """Doubled ids (2v for v, 2v + 1 for -v) of pairs with x = y, or x = -y."""
+    plus = torch.stack([2 * x, 2 * y + opposite])
+    minus = torch.stack([2 * x + 1, 2 * y + 1 - opposite])
+    return torch.cat([plus, minus], dim=1)
+
+
+def _components(size: int, links: list[Tensor], pins: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """(root, sign) of every variable; a variable that equals its own negative is zero."""
+    zero = 2 * size  # all pinned variables are tied to this node, in both signs
+    edges = list(links)
+    for ids in pins:
+        both = torch.cat([2 * ids, 2 * ids + 1])
+        edges.append(torch.stack([both, torch.full_like(both, zero)]))
+    label = connected(2 * size + 1, edges)
+    plus, minus = label[0:zero:2], label[1:zero:2]
+    root = torch.where(plus == minus, -1, plus // 2)
+    return root, 1 - 2 * (plus % 2)
+
+
+def connected(size: int, edges: list[Tensor]) -> Tensor:
+    """For each of `size` nodes the smallest node of its connected component.
+
+    edges: int64 tensors of shape (2, n).
+    """
+    label = torch.arange(size)
+    if not edges:
+        return label
+    a, b = torch.cat(edges, dim=1)
+    while True:
+        low, high = torch.minimum(label[a], label[b]), torch.maximum(label[a], label[b])
+        active = low != high
+        if not bool(active.any()):
+            return label
+        a, b = a[active], b[active]
+        label.scatter_reduce_(0, high[active], low[active], "amin")
+        while not torch.equal(shorter := label[label], label):  # pointer jumping
+            label = shorter
+
+
+def _origins(size: int, links: list[Tensor], pins: list[tuple[Tensor, int]]) -> Tensor:
+    """For each variable the earliest origin that pins anything it is tied to."""
+    label = connected(size, [link // 2 for link in links])
+    origin = torch.full((size,), NO_ORIGIN)
+    for ids, number in pins:
+        origin.scatter_reduce_(0, label[ids], torch.full_like(ids, number), "amin")
+    return origin[label]
+
+
+_Sum = dict[int, Fraction]
+
+
+def eliminate(hard: list[Equations]) -> tuple[dict[int, _Parts], dict[int, int]]:
+    """Gaussian elimination over the rationals of the few equations that are left.
+
+    Returns (variable -> sum of free variables, variable that is zero -> origin).
+    """
+    pivots: dict[int, _Sum] = {}
+    origins: dict[int, int] = {}
+    for equations in hard:
+        for row in torch.cat([equations.weights, equations.ids]).T.unique(dim=0).tolist():
+            terms = len(row) // 2
+            total: _Sum = {}
+            for weight, variable in zip(row[:terms], row[terms:], strict=True):
+                if weight:
+                    _add(total, pivots.get(variable, {variable: Fraction(1)}), Fraction(weight))
+            if not total:
+                continue
+            # The newest variable with a unit coefficient keeps the coefficients integers.
+            pivot = max(total, key=lambda v: (abs(total[v]) == 1, v))
+            scale = -1 / total.pop(pivot)
+            expression = {v: c * scale for v, c in total.items()}
+            for other in pivots.values():
+                if pivot in other:
+                    _add(other, expression, other.pop(pivot))
+            pivots[pivot] = expression
+            origins[pivot] = equations.origin
+    sums = {v: tuple((c, w) for w, c in sorted(e.items())) for v, e in pivots.items() if e}
+    return sums, {v: origins[v] for v, e in pivots.items() if not e}
+
+
+def _add(total: _Sum, other: _Sum, factor: Fraction) -> None:
+    for variable, coefficient in other.items():
+        value = total.get(variable, Fraction(0)) + factor * coefficient
+        if value:
+            total[variable] = value
+        else:
+            total.pop(variable, None)

@@ -1,0 +1,1 @@
+"""How a plan runs: measure the weights, solve for the scales, apply them. See `program`."""

@@ -1,0 +1,37 @@
+"""Apply: scales that somebody chose, to a model and its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from enorm_fx.plan import Plan
+from enorm_fx.step.checks import check_log_scales, check_optimizer
+from enorm_fx.step.program import Program
+
+
+def rescale_(
+    plan: Plan,
+    log_scales: Tensor,
+    optimizer: Optimizer | None = None,
+    buffers: Mapping[str, int] | None = None,
+) -> None:
+    """Multiply every entry by exp(sum of its terms), in place, all or nothing.
+
+    log_scales: real floating point, (plan.num_scales,), finite: natural logarithms.
+    optimizer, buffers: as for `ENorm`. Gradients in `.grad` become g / factor.
+
+    Raises ArgumentError, NonFiniteError, OptimizerStateError or PlanError, with nothing written.
+    """
+    check_log_scales(plan, log_scales)
+    check_optimizer(plan, optimizer)
+    program = Program(plan, None)
+    program.bind_()
+    with torch.no_grad(), program.full_precision():
+        u = program.zeros()
+        u[:-1] = log_scales.detach()
+        writes = program.collect(optimizer, buffers, gradients=True)
+        program.apply_(u, program.sizes(), writes)

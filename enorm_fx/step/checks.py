@@ -1,0 +1,103 @@
+"""Arguments that are refused, and what is said then."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from enorm_fx.errors import ArgumentError, NonFiniteError, PlanError
+from enorm_fx.plan import Plan
+
+ORDERS = ("sequential", "simultaneous")
+BACKENDS = ("auto", "eager")
+
+
+def find_parameter(model: nn.Module, name: str) -> nn.Parameter:
+    """The parameter of that name now. Raises PlanError if there is none."""
+    try:
+        return model.get_parameter(name)
+    except AttributeError as error:
+        raise PlanError(
+            f"the model has no parameter '{name}' any more; nothing was written. Analyze it again"
+        ) from error
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        if name == "c":
+            if not (_is_real(value) and 0 < value < math.inf):
+                raise ArgumentError(f"c must be a positive number, not {value!r}")
+        elif name == "p":
+            if not (_is_real(value) and value >= 1):
+                raise ArgumentError(f"p must be a number >= 1 or inf, not {value!r}")
+        elif name in ("cycles", "every"):
+            check_count(name, value, least=1)
+        elif name == "order":
+            if value not in ORDERS:
+                raise ArgumentError(f"order must be one of {ORDERS}, not {value!r}")
+        elif not isinstance(value, bool):
+            raise ArgumentError(f"{name} must be True or False, not {value!r}")
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ArgumentError(f"{name} must be an integer >= {least}, not {value!r}")
+
+
+def check_exact(plan: Plan, exact: bool) -> bool:
+    """Powers of two stay such under integer exponents only."""
+    if exact:
+        for scaled in plan.parameters:
+            for term in scaled.terms:
+                if term.coefficient != round(term.coefficient):
+                    raise ArgumentError(
+                        f"exact=True needs integer exponents, and '{scaled.name}' takes the power "
+                        f"{term.coefficient:g} of a scale"
+                    )
+    return exact
+
+
+def check_optimizer(plan: Plan, optimizer: Optimizer | None) -> None:
+    """A scaled parameter that the optimizer does not hold has no state. None at all: a mistake."""
+    if optimizer is None:
+        return
+    if not isinstance(optimizer, Optimizer):
+        raise ArgumentError(
+            f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}"
+        )
+    scaled = [find_parameter(plan.model, s.name) for s in plan.parameters if s.terms]
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if scaled and not any(id(p) in held for p in scaled):
+        raise ArgumentError(
+            f"the {type(optimizer).__name__} holds none of the {len(scaled)} parameters that are "
+            "rescaled: was it made for another model, or before parameters were replaced?"
+        )
+
+
+def check_log_scales(plan: Plan, log_scales: Tensor) -> None:
+    shape = (plan.num_scales,)
+    if not isinstance(log_scales, Tensor) or not log_scales.dtype.is_floating_point:
+        kind = getattr(log_scales, "dtype", type(log_scales).__name__)
+        raise ArgumentError(f"log_scales must be a floating point tensor of shape {shape}: {kind}")
+    if tuple(log_scales.shape) != shape:
+        raise ArgumentError(
+            f"log_scales must have the shape {shape}, not {tuple(log_scales.shape)}"
+        )
+    if not bool(log_scales.isfinite().all()):
+        raise ArgumentError("log_scales must be finite")
+
+
+def check_finite(plan: Plan) -> None:
+    for scaled in plan.parameters:
+        if scaled.counted and not bool(find_parameter(plan.model, scaled.name).isfinite().all()):
+            raise NonFiniteError(
+                f"'{scaled.name}' has entries that are not finite; nothing was written"
+            )

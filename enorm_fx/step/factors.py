@@ -1,0 +1,129 @@
+"""Every tensor times its factors, in place: the one place that writes into a model.
+
+Factors lie in one vector: the positions of every part of every entry, one after the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from enorm_fx.step.layout import Entry, Part
+from enorm_fx.step.measure import by_cells, cell_shape
+from enorm_fx.step.solve import log_factors
+
+_LOG_2 = math.log(2.0)
+# A product of factor vectors is formed where it is this many times smaller than the weight.
+_WORTH_COMBINING = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FactorTable:
+    """parts: of all entries in order. spans: of each entry, (start, stop, view shape) by part."""
+
+    parts: tuple[Part, ...]
+    spans: tuple[tuple[tuple[int, int, tuple[int, ...]], ...], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Write:
+    """A tensor to be multiplied by the exponent-th power of its entry's factors."""
+
+    entry: int
+    tensor: Tensor
+    exponent: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Factors:
+    """Factors of all parts, flat, by (exponent, dtype, device)."""
+
+    by_kind: dict[tuple[int, torch.dtype, torch.device], Tensor]
+
+
+def make_table(entries: Iterable[Entry]) -> FactorTable:
+    parts: list[Part] = []
+    spans, at = [], 0
+    for entry in entries:
+        own = []
+        for part in entry.parts:
+            size = math.prod(part.shape)
+            own.append((at, at + size, cell_shape(entry, part.shape)))
+            at += size
+        parts += entry.parts
+        spans.append(tuple(own))
+    return FactorTable(tuple(parts), tuple(spans))
+
+
+def make_factors(table: FactorTable, u: Tensor, writes: Iterable[Write], exact: bool) -> Factors:
+    """The factors that the writes need. u: (num_scales + 1,) float64, the last one 0.
+
+    exact: u holds multiples of log 2, and factors are powers of two to the last bit.
+    """
+    if not table.parts:
+        return Factors({})
+    logs = torch.cat([log_factors(part, u) for part in table.parts])
+    by_kind: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+    for write in writes:
+        kind = _kind(write)
+        if kind not in by_kind:
+            powers = write.exponent * logs
+            factors = _exp2_exactly(powers) if exact else powers.exp()
+            by_kind[kind] = factors.to(kind[1]).to(kind[2])
+    return Factors(by_kind)
+
+
+def usable(factors: Factors, device: torch.device) -> Tensor:
+    """0-dim bool: no factor has left its dtype's range."""
+    good = [
+        ((f >= torch.finfo(f.dtype).tiny) & (f < math.inf)).all().to(device)
+        for f in factors.by_kind.values()
+    ]
+    return torch.stack(good).all() if good else torch.ones((), dtype=torch.bool, device=device)
+
+
+def largest_after(
+    write: Write, entry: Entry, table: FactorTable, factors: Factors, cells: Tensor
+) -> Tensor:
+    """max |w| after the write, 0-dim; cells: max |w| in every cell of its entry."""
+    flat = factors.by_kind[_kind(write)].to(cells)
+    for part, (start, stop, _) in zip(entry.parts, table.spans[write.entry], strict=True):
+        cells = cells * flat[start:stop].view(part.shape)
+    return cells.amax()
+
+
+def multiply_(
+    writes: Sequence[Write], entries: Sequence[Entry], table: FactorTable, factors: Factors
+) -> None:
+    """tensor *= factors ** exponent, in place, without a copy of any tensor."""
+    for write in writes:
+        entry, spans = entries[write.entry], table.spans[write.entry]
+        flat = factors.by_kind[_kind(write)]
+        vectors = [flat[start:stop].view(shape) for start, stop, shape in spans]
+        if len(vectors) > 1 and math.prod(entry.cells) * _WORTH_COMBINING <= write.tensor.numel():
+            vectors = [reduce(torch.mul, vectors)]
+        target = by_cells(write.tensor, entry)
+        for vector in vectors:
+            target.mul_(vector)
+
+
+def _kind(write: Write) -> tuple[int, torch.dtype, torch.device]:
+    # Half precision weights take float32 factors: one rounding, not two.
+    dtype = torch.promote_types(write.tensor.dtype, torch.float32)
+    return write.exponent, dtype, write.tensor.device
+
+
+def _exp2_exactly(logs: Tensor) -> Tensor:
+    """exp of multiples of log 2, by their exponent bits: exact on every device.
+
+    Outside float64's normal range: 0 or inf, which `usable` refuses.
+    """
+    exponent = (logs / _LOG_2).round()
+    bits = (exponent.clamp(-1022, 1023).to(torch.int64) + 1023) << 52
+    power = bits.view(torch.float64)
+    return torch.where(exponent > 1023, math.inf, torch.where(exponent < -1022, 0.0, power))

@@ -1,0 +1,133 @@
+"""Measure: one reduction per weight, from entries to cells.
+
+S[cell] = sum of |w|^p over the entries of the cell, or max |w| for p = inf. Nothing is written but
+the workspace that is handed in.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from enorm_fx.plan import Plan
+from enorm_fx.step.checks import check_settings, find_parameter
+from enorm_fx.step.layout import Block, Entry
+
+
+def objective(plan: Plan, p: float = 2, c: float = 1.0) -> float:
+    """J at u = 0: sum over counted parameters of c^(-p * depth) * sum |w|^p.
+
+    For p = inf: the maximum of c^-depth * max |w|. Computed in float64; inf or NaN if a weight is.
+    """
+    check_settings({"p": p, "c": c})
+    p = float(p)
+    total = 0.0
+    with torch.no_grad():
+        for scaled in plan.parameters:
+            if not scaled.counted or 0 in scaled.shape:
+                continue
+            weight = find_parameter(plan.model, scaled.name)
+            norm = float(torch.linalg.vector_norm(weight, p, dtype=torch.float64))
+            norm *= c**-scaled.depth
+            # The comparison lets NaN through, in whatever order.
+            if math.isinf(p):
+                total = total if total >= norm or math.isnan(total) else norm
+            else:
+                total += norm**p
+    return total
+
+
+def accumulation_dtype(dtype: torch.dtype, p: float, wide: bool) -> torch.dtype:
+    """float32 or wider. float64 where p-th powers could leave float32's range (1e-5^10)."""
+    if wide or p not in (1.0, 2.0, math.inf):
+        return torch.float64
+    return torch.promote_types(dtype, torch.float32)
+
+
+def by_cells(tensor: Tensor, entry: Entry) -> Tensor:
+    """View with an extra axis behind each axis that is cut into runs.
+
+    (n, ...) -> (n / run, run, ...) where 1 < run < n; other axes stay.
+    """
+    for axis in reversed(range(len(entry.shape))):
+        if 1 < entry.runs[axis] < entry.shape[axis]:
+            tensor = torch.unflatten(tensor, axis, (entry.cells[axis], entry.runs[axis]))
+    return tensor
+
+
+def cell_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape (n or 1 per axis of the cells) that broadcasts against `by_cells`."""
+    out: list[int] = []
+    for axis, size in enumerate(shape):
+        out.append(size)
+        if 1 < entry.runs[axis] < entry.shape[axis]:
+            out.append(1)
+    return tuple(out)
+
+
+def measure_(weight: Tensor, entry: Entry, p: float, out: Tensor) -> None:
+    """out[cell] = sum |w|^p (p < inf) or max |w|, out of shape entry.cells and a wide dtype."""
+    view = by_cells(weight, entry)
+    reduced = _reduced_axes(entry)
+    if not reduced:
+        # Half precision is widened before it is squared; a copy into `out` allocates nothing.
+        out.copy_(weight)
+        _power_(out, p)
+        return
+    kept = math.prod(entry.cells)
+    if _trailing(reduced, view.dim()) and view.is_contiguous():
+        # Rows of a matrix: one pass over contiguous memory.
+        view, reduced = view.view(kept, -1), (1,)
+    norm = torch.linalg.vector_norm(view, p, dim=reduced, dtype=out.dtype)
+    out.copy_(norm.view(entry.cells))
+    if p not in (1.0, math.inf):
+        out.pow_(p)
+
+
+def size(weight: Tensor) -> Tensor:
+    """max |w| as a 0-dim tensor, float32 or wider; NaN and inf come through."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    largest: Tensor = torch.linalg.vector_norm(weight, math.inf, dtype=wide)
+    return largest
+
+
+def block_values(block: Block, cells: Tensor) -> Tensor:
+    """The values of a block, a view of the measured cells where it has them all.
+
+    Must be called for the picked block of an entry before its dense one is cleared by
+    `clear_removed_`.
+    """
+    if block.picked is not None:
+        return cells.reshape(-1)[block.picked]
+    return cells.view(block.shape)
+
+
+def clear_removed_(block: Block, cells: Tensor) -> None:
+    """Cells of another block, or that nothing moves, count as zero here."""
+    if block.removed is not None:
+        cells.view(-1).index_fill_(0, block.removed, 0.0)
+
+
+def _power_(out: Tensor, p: float) -> None:
+    if p == 2.0:
+        out.square_()
+        return
+    out.abs_()
+    if p not in (1.0, math.inf):
+        out.pow_(p)
+
+
+def _reduced_axes(entry: Entry) -> tuple[int, ...]:
+    """Axes of `by_cells` that are summed over."""
+    axes, at = [], 0
+    for cells, run in zip(entry.cells, entry.runs, strict=True):
+        if run > 1:
+            axes.append(at if cells == 1 else at + 1)
+        at += 2 if cells > 1 and run > 1 else 1
+    return tuple(axes)
+
+
+def _trailing(reduced: tuple[int, ...], dims: int) -> bool:
+    return reduced == tuple(range(dims - len(reduced), dims))

@@ -1,0 +1,262 @@
+"""A plan compiled for repeated use: bind, measure, solve, decide, apply.
+
+Everything that can fail is decided before the first write, so a step is all or nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from enorm_fx.errors import NonFiniteError, PlanError
+from enorm_fx.optim import exponents, state_buffers
+from enorm_fx.plan import Group, Plan
+from enorm_fx.step.checks import find_parameter
+from enorm_fx.step.factors import (
+    Factors,
+    FactorTable,
+    Write,
+    largest_after,
+    make_factors,
+    make_table,
+    multiply_,
+    usable,
+)
+from enorm_fx.step.layout import Entry, Layout, make_layout
+from enorm_fx.step.measure import (
+    accumulation_dtype,
+    block_values,
+    clear_removed_,
+    measure_,
+    size,
+)
+from enorm_fx.step.solve import Descent
+
+
+class Program:
+    """Index maps and workspaces for one plan, one choice of groups, one p and c.
+
+    active: the groups that may move; None: all scales may, as the caller says (nothing to solve).
+    wide: accumulate in float64.
+
+    Parameters are looked up by name before every use: a model whose parameters were replaced, cast
+    or moved is bound anew, one whose shapes changed raises PlanError.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        active: Iterable[Group] | None,
+        *,
+        p: float = math.inf,
+        c: float = 1.0,
+        exact: bool = False,
+        wide: bool = False,
+    ) -> None:
+        self._plan, self._active = plan, None if active is None else tuple(active)
+        self._p, self._c, self._exact, self._wide = p, c, exact, wide
+        self._parameters: list[nn.Parameter] = []
+        self._signature: tuple[object, ...] = ()
+        self._layout = Layout(plan.num_scales, (), (), ())
+        self._table = FactorTable((), ())
+        self._cells: dict[int, Tensor] = {}
+        self._rates = self._limits = torch.zeros(0, dtype=torch.float64)
+        self._bound = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where log scales live: the device of the first parameter that moves."""
+        return self._parameters[0].device if self._parameters else torch.device("cpu")
+
+    def bind_(self) -> None:
+        """Look the parameters up; compile if they are not those of the last time."""
+        if self._bound:
+            names = [entry.name for entry in self._layout.entries]
+            parameters = [find_parameter(self._plan.model, name) for name in names]
+            if self._signature == _signature(parameters):
+                return
+        self._compile()
+
+    @contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """Autocast would run the matrix products of the solver in half precision."""
+        kind = self.device.type
+        with torch.autocast("cpu", enabled=False), torch.autocast(kind, enabled=False):
+            yield
+
+    def _compile(self) -> None:
+        layout = make_layout(self._plan, self._active, torch.device("cpu"))
+        parameters = [_checked(self._plan.model, entry) for entry in layout.entries]
+        if parameters and parameters[0].device.type != "cpu":
+            layout = make_layout(self._plan, self._active, parameters[0].device)
+        self._layout, self._parameters = layout, parameters
+        self._signature = _signature(parameters)
+        self._table = make_table(layout.entries)
+        self._cells = {
+            number: torch.empty(
+                entry.cells,
+                dtype=accumulation_dtype(parameters[number].dtype, self._p, self._wide),
+                device=parameters[number].device,
+            )
+            for number in sorted({block.entry for block in layout.blocks})
+            for entry in [layout.entries[number]]
+        }
+        self._rates, self._limits = _bounds(layout, parameters, self.device)
+        self._bound = True
+
+    def zeros(self) -> Tensor:
+        """Log scales that change nothing, float64, (num_scales + 1,)."""
+        return torch.zeros(self._layout.num_scales + 1, dtype=torch.float64, device=self.device)
+
+    def measure_(self) -> tuple[Descent, Tensor]:
+        """Fill the workspaces: the descent at u = 0, and a bound on max |w| of every entry.
+
+        The bounds, float64 (entries,), are not finite where the weight is not.
+        """
+        sizes = []
+        for number, (entry, weight) in enumerate(self._pairs()):
+            if number in self._cells:
+                cells = self._cells[number]
+                measure_(weight, entry, self._p, cells)
+                largest = cells.amax() if math.isinf(self._p) else cells.sum() ** (1 / self._p)
+            else:
+                largest = size(weight)
+            sizes.append(largest.to(self.device, torch.float64))
+        blocks = self._layout.blocks
+        values: dict[int, Tensor] = {}
+        for picked in (True, False):
+            for number, block in enumerate(blocks):
+                if (block.picked is not None) is picked:
+                    values[number] = block_values(block, self._cells[block.entry])
+        for block in blocks:
+            clear_removed_(block, self._cells[block.entry])
+        ordered = [values[number] for number in range(len(blocks))]
+        return Descent(self._layout, ordered, self._p, self._c, self.zeros()), self._stack(sizes)
+
+    def sizes(self) -> Tensor:
+        """max |w| of every entry, float64 (entries,)."""
+        return self._stack([size(w).to(self.device, torch.float64) for _, w in self._pairs()])
+
+    def collect(
+        self,
+        optimizer: Optimizer | None,
+        buffers: Mapping[str, int] | None,
+        gradients: bool,
+    ) -> list[Write]:
+        """Every tensor to be written: weights, their gradients if asked for, optimizer state."""
+        known = exponents(optimizer, buffers) if optimizer is not None else {}
+        writes = []
+        for number, (entry, weight) in enumerate(self._pairs()):
+            writes.append(Write(number, weight, 1))
+            if gradients and weight.grad is not None:
+                if weight.grad.layout != torch.strided:
+                    raise PlanError(
+                        f"the gradient of '{entry.name}' is sparse and cannot follow the weight; "
+                        "nothing was written. Clear it (zero_grad) before rescaling"
+                    )
+                writes.append(Write(number, weight.grad, -1))
+            if optimizer is not None:
+                for buffer in state_buffers(optimizer, weight, entry.name, known):
+                    writes.append(Write(number, buffer.tensor, buffer.exponent))
+        return writes
+
+    def apply_(self, u: Tensor, sizes: Tensor, writes: list[Write]) -> None:
+        """Write, if every number stays finite. u: (num_scales + 1,), sizes: of `measure_`.
+
+        Raises NonFiniteError, with nothing written.
+        """
+        if not self._parameters:
+            return
+        factors = make_factors(self._table, u, writes, self._exact)
+        self._decide(u, sizes, writes, factors)
+        multiply_(writes, self._layout.entries, self._table, factors)
+
+    def _decide(self, u: Tensor, sizes: Tensor, writes: list[Write], factors: Factors) -> None:
+        # |w| after the step is at most size * exp(rate * max |u|); one transfer brings all answers.
+        in_range = sizes.log() + self._rates * u.abs().amax() < self._limits
+        flags = [usable(factors, u.device), u.isfinite().all(), in_range.all()]
+        answers = torch.cat([torch.stack(flags), sizes.isfinite()]).tolist()
+        for (entry, weight), finite in zip(self._pairs(), answers[3:], strict=True):
+            if not finite:
+                raise _not_finite(entry, weight, self._p)
+        if not (answers[0] and answers[1]):
+            raise NonFiniteError(
+                "a scale factor leaves the range of its dtype (largest |log factor| "
+                f"{float((u.abs().amax() * self._rates.amax()).item()):.3g}); nothing was written. "
+                "Use smaller log scales, or look for weights of very unequal size"
+            )
+        if not answers[2]:
+            self._check_range(writes, factors)
+
+    def _check_range(self, writes: list[Write], factors: Factors) -> None:
+        """The exact form of the bound: maxima per cell times their factors."""
+        for write in writes:
+            if write.exponent != 1:
+                continue
+            entry = self._layout.entries[write.entry]
+            wide = torch.promote_types(write.tensor.dtype, torch.float32)
+            cells = torch.empty(entry.cells, dtype=wide, device=write.tensor.device)
+            measure_(write.tensor, entry, math.inf, cells)
+            largest = float(largest_after(write, entry, self._table, factors, cells))
+            if not largest <= torch.finfo(write.tensor.dtype).max:
+                raise NonFiniteError(
+                    f"'{entry.name}' would reach {largest:.3g}, beyond {write.tensor.dtype}; "
+                    "nothing was written"
+                )
+
+    def _pairs(self) -> Iterable[tuple[Entry, nn.Parameter]]:
+        return zip(self._layout.entries, self._parameters, strict=True)
+
+    def _stack(self, sizes: list[Tensor]) -> Tensor:
+        return torch.stack(sizes) if sizes else self.zeros()[:0]
+
+
+def _signature(parameters: list[nn.Parameter]) -> tuple[object, ...]:
+    # id() is safe here: the program holds the parameters, so no other object takes their place.
+    return tuple((id(p), p.dtype, p.device, p.shape) for p in parameters)
+
+
+def _checked(model: nn.Module, entry: Entry) -> nn.Parameter:
+    parameter = find_parameter(model, entry.name)
+    if tuple(parameter.shape) != entry.shape:
+        raise PlanError(
+            f"'{entry.name}' has shape {tuple(parameter.shape)} and had {entry.shape} when it was "
+            "analyzed; nothing was written. Analyze the model again"
+        )
+    if not parameter.dtype.is_floating_point or parameter.is_meta:
+        raise PlanError(
+            f"'{entry.name}' is {parameter.dtype} on {parameter.device}; only real floating point "
+            "weights that hold data can be rescaled"
+        )
+    return parameter
+
+
+def _bounds(
+    layout: Layout, parameters: list[nn.Parameter], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """By entry: the most that max |u| counts for in log |w|, and the log of the dtype's limit."""
+    rates = [
+        sum(abs(term.coefficient) for part in entry.parts for term in part.terms)
+        for entry in layout.entries
+    ]
+    limits = [math.log(torch.finfo(parameter.dtype).max) for parameter in parameters]
+    return (
+        torch.tensor(rates, dtype=torch.float64, device=device),
+        torch.tensor(limits, dtype=torch.float64, device=device),
+    )
+
+
+def _not_finite(entry: Entry, weight: Tensor, p: float) -> NonFiniteError:
+    bad = int((~weight.isfinite()).sum())
+    if bad:
+        return NonFiniteError(
+            f"'{entry.name}' has {bad} entries that are not finite; nothing was written"
+        )
+    return NonFiniteError(
+        f"'{entry.name}' is finite, but the sum of |w|^{p:g} over it overflows; nothing was written"
+    )

@@ -1,0 +1,294 @@
+"""Solve: coordinate descent on measured cells alone, in log space.
+
+    J(u) = sum over blocks  c^(-p * depth) * sum over cells  S * exp(p * sum of terms a * u[id])
+
+(p = inf: maxima, factors c^-depth and exp without p). J is convex. For one scale, let M_a be the
+part of J that takes exp(p * a * s) when the scale moves by s. With one positive and one negative
+coefficient a, -b the minimum over s is closed:
+
+    s = log(b * M_b / (a * M_a)) / (p * (a + b))          (p = inf: log(M_b / M_a) / (a + b))
+
+On a chain a = b = 1: exp(s) = sqrt(R / (c L)) with the p-norms L, R of a unit's incoming and
+outgoing weights (Stock et al., ICLR 2019, arXiv:1902.10416, the update of the block coordinate
+descent and its asymmetric form).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from enorm_fx.step.layout import Block, GroupLayout, Layout, Part, Touch
+
+_LOG_2 = math.log(2.0)
+_NEWTON_STEPS = 60
+
+
+@dataclass(slots=True, eq=False)
+class Descent:
+    """The state of a descent: the measured cells and the log scales found so far.
+
+    values: one tensor per block. u: float64, (num_scales + 1,); the last stays 0 and is
+    what pinned positions (-1) read.
+    """
+
+    layout: Layout
+    values: Sequence[Tensor]
+    p: float
+    c: float
+    u: Tensor
+
+    @property
+    def power(self) -> float:
+        """What logarithms are multiplied by: p, or 1 for maxima."""
+        return 1.0 if math.isinf(self.p) else self.p
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sides:
+    """log M_a of a group's channels by coefficient a, each (channels,); -inf: nothing there."""
+
+    positive: tuple[tuple[float, Tensor], ...]
+    negative: tuple[tuple[float, Tensor], ...]
+
+    def alive(self) -> Tensor:
+        """Channels that have something on both sides, (channels,) bool."""
+        up = torch.stack([m for _, m in self.positive]).amax(0)
+        down = torch.stack([m for _, m in self.negative]).amax(0)
+        # `!=` lets NaN through: a weight that is not finite must not look like a dead unit.
+        return (up != -math.inf) & (down != -math.inf)
+
+
+def sweep_(descent: Descent, order: str, exact: bool) -> None:
+    """One cycle over all groups: descent.u moves.
+
+    order: "sequential", each group sees the updates before it (Gauss-Seidel), or
+    "simultaneous", all see the same u. exact: every step is a multiple of log 2.
+    """
+    if order == "simultaneous":
+        steps = [_step(descent, g, _sides(descent, g), 1, exact) for g in descent.layout.groups]
+        for group, step in zip(descent.layout.groups, steps, strict=True):
+            _move_(descent, group, step)
+        return
+    for group in descent.layout.groups:
+        step = _step(descent, group, _sides(descent, group), group.meeting, exact)
+        _move_(descent, group, step)
+
+
+def imbalance(descent: Descent) -> Tensor:
+    """The gap at u, 0-dim: the largest |P - N| / (P + N) of a channel that can move.
+
+    P and N are the sums of a * M_a over positive and of |a| * M_a over negative coefficients, so
+    P - N is dJ/du / p; for p = inf they are maxima. Dimensionless; 0 at the optimum only.
+    """
+    gaps = [torch.zeros((), dtype=descent.u.dtype, device=descent.u.device)]
+    for group in descent.layout.groups:
+        sides = _sides(descent, group)
+        if sides.positive and sides.negative:
+            slope = _slope(descent, sides, torch.zeros_like(sides.positive[0][1]))
+            gaps.append(torch.where(sides.alive(), slope, 0.0).abs().amax())
+    return torch.tanh(torch.stack(gaps).amax() / 2)
+
+
+def alive(descent: Descent) -> Tensor:
+    """Scales that have something on both sides, (num_scales + 1,) bool; the last is False."""
+    out = torch.zeros_like(descent.u, dtype=torch.bool)
+    for group in descent.layout.groups:
+        sides = _sides(descent, group)
+        if sides.positive and sides.negative:
+            out[group.start : group.start + group.channels] = sides.alive()
+    return out
+
+
+def log_cost(descent: Descent) -> Tensor:
+    """log of the part of J that can move, at u, 0-dim."""
+    blocks = [
+        _log_marginal(descent, Touch(number, 0, 1.0, slice(None), slice(None)))
+        for number in range(len(descent.layout.blocks))
+    ]
+    if not blocks:
+        return descent.u.new_full((), -math.inf)
+    logs = torch.cat(blocks)
+    return logs.amax() if math.isinf(descent.p) else torch.logsumexp(logs, 0)
+
+
+def log_factors(part: Part, u: Tensor) -> Tensor:
+    """sum of coefficient * u[id] over the part's terms, flat."""
+    first, *others = part.terms
+    total = first.coefficient * u[first.ids]
+    for term in others:
+        total = total + term.coefficient * u[term.ids]
+    return total
+
+
+def _move_(descent: Descent, group: GroupLayout, step: Tensor) -> None:
+    descent.u[group.start : group.start + group.channels] += step
+
+
+def _sides(descent: Descent, group: GroupLayout) -> Sides:
+    parts: dict[float, Tensor] = {}
+    for touch in group.touches:
+        found = parts.setdefault(
+            touch.coefficient, descent.u.new_full((group.channels,), -math.inf)
+        )
+        _add_(found, touch, _log_marginal(descent, touch), math.isinf(descent.p))
+    return Sides(
+        tuple((a, parts[a]) for a in group.positive),
+        tuple((a, parts[a]) for a in group.negative),
+    )
+
+
+def _log_marginal(descent: Descent, touch: Touch) -> Tensor:
+    """log of the sum (or maximum) of the current cells at each position of the touched part."""
+    block, values = descent.layout.blocks[touch.block], descent.values[touch.block]
+    target = block.parts[touch.part]
+    rest = [part for part in block.parts if part is not target]
+    own = log_factors(target, descent.u)[touch.positions]
+    if _is_matrix(block, target, rest):
+        marginal, shift = _from_matrix(descent, values, touch, target.axes[0], rest)
+    else:
+        marginal, shift = _from_cells(descent, block, values, target, rest)
+        marginal = marginal[touch.positions]
+    # A denormal sum has no digits left: the unit counts as dead.
+    tiny = torch.finfo(marginal.dtype).tiny
+    marginal = torch.where(marginal < tiny, 0.0, marginal).to(own)
+    depth = descent.power * block.depth * math.log(descent.c)
+    return marginal.log() + shift + descent.power * own - depth
+
+
+def _is_matrix(block: Block, target: Part, rest: list[Part]) -> bool:
+    return (
+        len(block.shape) == 2
+        and len(target.axes) == 1
+        and all(len(part.axes) == 1 and part.axes != target.axes for part in rest)
+    )
+
+
+def _from_matrix(
+    descent: Descent, values: Tensor, touch: Touch, axis: int, rest: list[Part]
+) -> tuple[Tensor, Tensor | float]:
+    """Marginal along one axis of a matrix: a product with a vector, or a maximum."""
+    matrix = values if axis == 0 else values.t()
+    matrix = matrix[touch.positions]
+    largest = math.isinf(descent.p)
+    if not rest:
+        return (matrix.amax(1) if largest else matrix.sum(1)), 0.0
+    weights, shift = _exp(descent.power * log_factors(rest[0], descent.u), values)
+    if largest:
+        return (matrix * weights).amax(1), shift
+    return torch.mv(matrix, weights), shift
+
+
+def _from_cells(
+    descent: Descent, block: Block, values: Tensor, target: Part, rest: list[Part]
+) -> tuple[Tensor, Tensor | float]:
+    """The same for labels on any axes: cell by cell."""
+    shift: Tensor | float = 0.0
+    if rest:
+        logs = sum(
+            (log_factors(part, descent.u).view(part.shape) for part in rest),
+            start=descent.u.new_zeros(()),
+        )
+        weights, shift = _exp(descent.power * logs, values)
+        values = (values * weights).expand(block.shape)
+    axes = tuple(axis for axis in range(len(block.shape)) if axis not in target.axes)
+    if axes:
+        values = values.amax(axes) if math.isinf(descent.p) else values.sum(axes)
+    return values.reshape(-1), shift
+
+
+def _exp(logs: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(logs - shift) in the values' dtype, shift = max: it cannot overflow."""
+    shift = logs.max()
+    return (logs - shift).exp().to(values), shift
+
+
+def _add_(total: Tensor, touch: Touch, logs: Tensor, largest: bool) -> None:
+    """total[channels] = log of the sum (or the maximum) of both, in place."""
+    channels = touch.channels
+    if not isinstance(channels, slice):
+        logs, channels = _scatter(total, channels, logs, largest), slice(None)
+    join = torch.maximum if largest else torch.logaddexp
+    total[channels] = join(total[channels], logs)
+
+
+def _scatter(total: Tensor, channels: Tensor, logs: Tensor, largest: bool) -> Tensor:
+    if largest:
+        return torch.full_like(total, -math.inf).scatter_reduce_(0, channels, logs, "amax")
+    # The clamp keeps -inf - (-inf) from becoming NaN.
+    shift = logs.max().clamp(min=torch.finfo(logs.dtype).min)
+    return torch.zeros_like(total).index_add_(0, channels, (logs - shift).exp()).log() + shift
+
+
+def _step(descent: Descent, group: GroupLayout, sides: Sides, meeting: int, exact: bool) -> Tensor:
+    """The log step of each channel, (channels,); 0 where a side is empty.
+
+    meeting = k > 1 scales in one cell: the step s of each alone is divided by k. By convexity a
+    cell's exp(sum_j a_j s_j / k) <= mean over its k scales of exp(a_j s_j); summed over cells, J
+    falls by at least 1 / k of what the channels would gain one by one: it never rises.
+    """
+    zeros = descent.u.new_zeros((group.channels,))
+    if not sides.positive or not sides.negative:
+        return zeros
+    if len(sides.positive) == len(sides.negative) == 1:
+        (a, _), (b, _) = sides.positive[0], sides.negative[0]
+        step = -_slope(descent, sides, zeros) / (descent.power * (a - b))
+    else:
+        step = _newton(descent, sides)
+    step = torch.where(sides.alive(), step, 0.0) / meeting
+    return _to_power_of_two(step, sides) if exact else step
+
+
+def _to_power_of_two(step: Tensor, sides: Sides) -> Tensor:
+    """The nearest multiple of log 2, or the nearest towards 0 where J is not symmetric.
+
+    With coefficients a, -a the cost is symmetric about its minimum and the nearest multiple is no
+    farther from it than 0 is; otherwise a point between 0 and the minimum is safe. J never rises.
+    """
+    symmetric = [a for a, _ in sides.positive] == [-a for a, _ in sides.negative]
+    symmetric = symmetric and len(sides.positive) == 1
+    exponent = step / _LOG_2
+    return (exponent.round() if symmetric else exponent.trunc()) * _LOG_2
+
+
+def _slope(descent: Descent, sides: Sides, step: Tensor) -> Tensor:
+    """log P - log N after a step, (channels,): rises with the step and is 0 at the minimum."""
+    return _joined(descent, sides.positive, step)[0] - _joined(descent, sides.negative, step)[0]
+
+
+def _joined(
+    descent: Descent, side: tuple[tuple[float, Tensor], ...], step: Tensor
+) -> tuple[Tensor, Tensor]:
+    """log of the side's |dJ/ds| / p, and the derivative of that log by s."""
+    power, largest = descent.power, math.isinf(descent.p)
+    logs = torch.stack([m + power * a * step for a, m in side])
+    rates = step.new_tensor([power * a for a, _ in side])[:, None]
+    if largest:
+        value, index = logs.max(0)
+        return value, rates.expand_as(logs).gather(0, index[None])[0]
+    logs = logs + (rates.abs() / power).log()
+    value = torch.logsumexp(logs, 0)
+    share = (logs - torch.where(value == -math.inf, 0.0, value)).exp()
+    return value, (share * rates).sum(0)
+
+
+def _newton(descent: Descent, sides: Sides) -> Tensor:
+    """The minimum for three or more coefficients: Newton, held in a bracket by bisection."""
+    step = torch.zeros_like(sides.positive[0][1])
+    start = _slope(descent, sides, step)
+    slowest = descent.power * (sides.positive[0][0] - sides.negative[-1][0])
+    bound = torch.where(start.isfinite(), -start / slowest, 0.0)
+    low, high = bound.clamp(max=0.0), bound.clamp(min=0.0)
+    for _ in range(_NEWTON_STEPS):
+        up, up_rate = _joined(descent, sides.positive, step)
+        down, down_rate = _joined(descent, sides.negative, step)
+        slope = up - down
+        low, high = torch.where(slope < 0, step, low), torch.where(slope > 0, step, high)
+        guess = step - slope / (up_rate - down_rate)
+        inside = (guess >= low) & (guess <= high)
+        step = torch.where(inside, guess, (low + high) / 2)
+    return torch.where(start.isfinite(), step, start)

@@ -1,0 +1,95 @@
+"""From a front end's torch.fx graph to the neutral Trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx
+
+from enorm_fx.tracing.keys import op_key
+from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace
+
+PIECE_KEY = "piece"
+
+# Results that differ from call to call, or that hold no values yet: never evaluated.
+_NO_VALUE = ("rand", "empty", "new_empty", "bernoulli", "multinomial", "normal", "dropout",
+             "uniform", "exponential", "poisson", "cauchy", "geometric", "log_normal")  # fmt: skip
+
+
+def normalize(
+    graph: fx.Graph,
+    outputs: list[tuple[fx.Node, str]],
+    aliases: dict[str, tuple[str, ...]],
+    tied: dict[str, str],
+    front_end: str,
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+) -> Trace:
+    """Neutral nodes for everything that an output, or a write in place, depends on."""
+    wanted = _needed(graph, [node for node, _ in outputs])
+    made: dict[fx.Node, Node] = {}
+    counts: dict[str, int] = {}
+    for node in graph.nodes:
+        if node in wanted:
+            made[node] = _neutral(node, made, counts)
+    return Trace(
+        nodes=tuple(made.values()),
+        outputs=tuple((made[node], how) for node, how in outputs),
+        aliases=aliases,
+        tied=tied,
+        front_end=front_end,
+        inputs=inputs,
+    )
+
+
+def _needed(graph: fx.Graph, outputs: list[fx.Node]) -> set[fx.Node]:
+    wanted: set[fx.Node] = set()
+    writes = [n for n in graph.nodes if n.op == "call_function" and op_key(n.target)[1]]
+    stack = outputs + writes
+    while stack:
+        node = stack.pop()
+        if node not in wanted:
+            wanted.add(node)
+            stack.extend(node.all_input_nodes)
+    return wanted
+
+
+def _neutral(node: fx.Node, made: dict[fx.Node, Node], counts: dict[str, int]) -> Node:
+    if node.op == "placeholder":
+        return Node(len(made), INPUT, (), {}, _spec(node.meta["value"]), node.meta["name"])
+    if node.op == "get_attr":
+        real = node.meta.get("real")
+        is_parameter = node.target == PARAMETER
+        return Node(
+            len(made),
+            PARAMETER if is_parameter else CONSTANT,
+            (),
+            {},
+            _spec(node.meta["value"]),
+            node.meta["name"] if is_parameter else "constant",
+            compute=None if is_parameter else (lambda: real),
+        )
+    key, inplace = op_key(node.target)
+    if getattr(node.target, "__name__", "") == "PIECE":
+        key = PIECE_KEY
+    counts[key] = counts.get(key, 0) + 1
+    repeatable = not key.startswith(_NO_VALUE) and not inplace
+    return Node(
+        len(made),
+        key,
+        fx.node.map_arg(node.args, lambda n: made[n]),
+        fx.node.map_arg(node.kwargs, lambda n: made[n]),
+        _spec(node.meta["value"]),
+        f"{key}_{counts[key]}",
+        inplace=inplace,
+        module=node.meta.get("module", ""),
+        source=node.meta.get("source", ""),
+        compute=node.target if repeatable else None,
+    )
+
+
+def _spec(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return Spec(tuple(int(n) for n in value.shape), value.dtype)
+    if isinstance(value, (tuple, list)):
+        return tuple(_spec(item) for item in value)
+    return None

@@ -1,0 +1,379 @@
+"""Front end "symbolic": run the model once on fake tensors and record every torch call.
+
+Fake tensors have shapes and no data, so Python sees real shapes and types (loops over
+`x.size()`, `isinstance(x, Tensor)`, flags and `*args` need no care), nothing is computed, and
+a branch on an activation's value cannot be taken: it raises. Every call that torch makes
+through its function protocol is recorded into a torch.fx graph, calls on parameters alone too,
+so nothing that happens to a weight goes unseen.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from torch.overrides import TorchFunctionMode
+
+from enorm_fx.errors import EnormError, TraceError
+from enorm_fx.tracing.keys import op_key
+from enorm_fx.tracing.leaves import tensors_in
+from enorm_fx.tracing.normalize import normalize
+from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Trace, user_frame
+
+# Calls that tell about a tensor without reading its values.
+_METADATA = frozenset(
+    {
+        "shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "dtype", "device",
+        "layout", "requires_grad", "requires_grad_", "is_cuda", "is_cpu", "is_meta", "is_mps",
+        "is_xpu", "is_sparse", "is_quantized", "is_nested", "is_leaf", "is_contiguous", "stride",
+        "is_floating_point", "is_complex", "is_inference", "is_same_size", "element_size",
+        "itemsize", "nbytes", "storage_offset", "get_device", "data_ptr", "grad_fn", "names",
+        "has_names", "len", "names", "is_signed", "is_conj", "is_neg", "name", "grad", "is_tensor",
+        "hash", "is_sparse_csr", "is_mkldnn", "is_vulkan", "is_ipu", "is_xla", "is_hpu", "is_mtia",
+        "is_maia", "is_ort", "retains_grad", "output_nr", "_version", "type", "dim_order",
+        "sym_size", "is_coalesced", "is_pinned", "is_shared", "result_type", "can_cast",
+    }
+)  # fmt: skip
+
+
+def trace_symbolic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+    """Trace one call of the model. Raises TraceError; the model is left as it was."""
+    recorder = Recorder(model)
+    try:
+        with _undisturbed(model) as snapshot, recorder.recording():
+            inputs = recorder.fake_inputs(args, kwargs)
+            result = model(*inputs[0], **inputs[1])
+            leaving = [(t, "output of the model") for t in tensors_in(result)]
+            leaving += [(t, f"kept by the model as {name}") for t, name in snapshot.new_tensors()]
+    except EnormError:
+        raise
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise TraceError(
+            f"{_where(recorder)}: the model reads the values of a tensor ({error}), so which path "
+            "it takes depends on data. Analyze the part of the model before this call"
+        ) from error
+    except UnsupportedOperatorException as error:
+        raise TraceError(
+            f"{_where(recorder)}: {error} has no shape rule (register one with "
+            "torch.library.register_fake)"
+        ) from error
+    except FOREIGN as error:
+        raise TraceError(
+            f"{_where(recorder)}: the model raised {type(error).__name__}: {error} for inputs "
+            f"{describe((args, kwargs))}. Pass example_inputs that the model accepts"
+        ) from error
+    if not any(recorder.knows(t) for t, _ in leaving):
+        raise TraceError("the model returned no tensor that its inputs or parameters reach")
+    return normalize(
+        recorder.graph,
+        outputs=[(recorder.node_of(t), how) for t, how in leaving if recorder.knows(t)],
+        aliases=recorder.aliases,
+        tied=recorder.tied,
+        front_end="symbolic",
+        inputs=(args, kwargs),
+    )
+
+
+# What a model's own code may raise on inputs that it does not accept.
+FOREIGN = (RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError,
+           ArithmeticError)  # fmt: skip
+
+
+def describe(call: Any) -> str:
+    """The shapes of the inputs of a call, for messages."""
+    return ", ".join(f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in tensors_in(call))
+
+
+def _where(recorder: Recorder) -> str:
+    module = recorder.deepest
+    return f"in module '{module or type(recorder.model).__name__}'"
+
+
+class Recorder(TorchFunctionMode):
+    """Builds a torch.fx graph of the torch calls that run while it is active.
+
+    Tensors are known by identity; every tensor that was seen is kept alive, so that no
+    identity is used twice.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.graph = fx.Graph()
+        self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.modules: list[str] = []
+        self.deepest = ""  # the module that was entered last
+        self.aliases: dict[str, tuple[str, ...]] = {}
+        self.tied: dict[str, str] = {}
+        self._paths = {id(m): name for name, m in model.named_modules()}
+        self._parameter_names: dict[int, str] = {}
+        self._nodes: dict[int, fx.Node] = {}
+        self._pieces: dict[int, tuple[fx.Node, tuple[Any, ...]]] = {}
+        self._fakes: dict[int, Tensor] = {}
+        self._alive: list[Any] = []
+        self._storages: dict[int, str] = {}
+        self._name_parameters()
+
+    def _name_parameters(self) -> None:
+        names: dict[int, list[str]] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+            storage = _storage(parameter)
+            other = self._storages.setdefault(storage, name) if storage else name
+            if other not in names[id(parameter)]:
+                for one, two in ((name, other), (other, name)):
+                    self.tied[one] = f"its memory is shared with parameter '{two}'"
+        for key, all_names in names.items():
+            self._parameter_names[key] = all_names[0]
+            self.aliases[all_names[0]] = tuple(all_names[1:])
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record in this block: fake tensors on, module paths followed, all undone at its end."""
+        handles = (
+            nn.modules.module.register_module_forward_pre_hook(self._enter),
+            nn.modules.module.register_module_forward_hook(self._leave, always_call=True),
+        )
+        try:
+            with torch.no_grad(), self.fake_mode, self, _opaque_autograd_functions(self):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        self.modules.append(self._paths.get(id(module), ""))
+        self.deepest = self.modules[-1]
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.modules.pop()
+
+    def fake_inputs(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Fake tensors for the example inputs, each a placeholder of the graph."""
+        count = iter(range(1 << 30))
+
+        def fake(value: Any, name: str) -> Any:
+            if isinstance(value, Tensor):
+                tensor = self.fake_mode.from_tensor(value.detach())
+                node = self.graph.create_node("placeholder", INPUT, name=f"{name}_{next(count)}")
+                self._remember(tensor, node)
+                node.meta = {"value": tensor, "name": name}
+                return tensor
+            if isinstance(value, (tuple, list)):
+                items = [fake(item, name) for item in value]
+                return items if isinstance(value, list) else tuple(items)
+            if isinstance(value, dict):
+                return {key: fake(item, f"{name}[{key!r}]") for key, item in value.items()}
+            return value
+
+        return (
+            tuple(fake(value, f"input {i}") for i, value in enumerate(args)),
+            {key: fake(value, f"input '{key}'") for key, value in kwargs.items()},
+        )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        args, kwargs = self._fake((args, kwargs))
+        key, inplace = op_key(func)
+        out = func(*args, **kwargs)
+        if key in _METADATA:
+            return out
+        produced = list(tensors_in(out))
+        read = list(tensors_in((args, kwargs)))
+        if not produced and not read:
+            return out
+        if not produced and not inplace:
+            return self._read_values(key, read, out)
+        self.record(func, args, kwargs, out)
+        return out
+
+    def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Add a call to the graph; its outputs are known from here on."""
+        node = self.graph.create_node(
+            "call_function", func, self._as_nodes(args), self._as_nodes(kwargs)
+        )
+        module = self.modules[-1] if self.modules else ""
+        node.meta = {"value": out, "module": module, "source": user_frame(3)}
+        if isinstance(out, Tensor):
+            self._remember(out, node)
+        else:
+            self._remember_pieces(out, node, ())
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether a call recorded so far gave this tensor."""
+        return id(tensor) in self._nodes or id(tensor) in self._pieces
+
+    def node_of(self, tensor: Tensor) -> fx.Node:
+        """The node that gave a tensor; parameters and constants become nodes when first met."""
+        node = self._nodes.get(id(tensor))
+        if node is not None:
+            return node
+        if id(tensor) in self._pieces:
+            node, path = self._pieces[id(tensor)]
+            value = node.meta["value"]
+            for step in path:
+                outer, value = node, value[step]
+                node = self.graph.create_node("call_function", PIECE, (outer, step))
+                node.meta = {**outer.meta, "value": value}
+            self._remember(tensor, node)
+            return node
+        raise TraceError(
+            f"{_where(self)}: a tensor of shape {tuple(tensor.shape)} was made by code that torch's "
+            "function protocol does not show (scripted or compiled code, or a custom extension). "
+            "Replace that part by the Python module it was made from"
+        )
+
+    def _remember(self, tensor: Tensor, node: fx.Node) -> None:
+        self._nodes[id(tensor)] = node
+        self._pieces.pop(id(tensor), None)
+        self._alive.append(tensor)
+
+    def _remember_pieces(self, out: Any, node: fx.Node, path: tuple[Any, ...]) -> None:
+        if isinstance(out, Tensor):
+            self._nodes.pop(id(out), None)
+            self._pieces[id(out)] = (node, path)
+            self._alive.append(out)
+        elif isinstance(out, (tuple, list)):
+            for i, item in enumerate(out):
+                self._remember_pieces(item, node, (*path, i))
+
+    def _fake(self, value: Any) -> Any:
+        """The arguments of a call with a fake tensor in place of every real one."""
+        if isinstance(value, Tensor):
+            if isinstance(value, FakeTensor):
+                return value
+            fake = self._fakes.get(id(value))
+            return self._adopt(value) if fake is None else fake
+        if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
+            return type(value)([self._fake(item) for item in value])
+        if isinstance(value, dict):
+            return {key: self._fake(item) for key, item in value.items()}
+        return value
+
+    def _adopt(self, tensor: Tensor) -> Tensor:
+        """A parameter, a buffer or a tensor that the model holds: a new leaf of the graph."""
+        fake = self.fake_mode.from_tensor(tensor, static_shapes=True)
+        name = self._parameter_names.get(id(tensor))
+        if name is None:
+            owner = self._storages.get(_storage(tensor))
+            if owner is not None:
+                self.tied[owner] = "its memory is shared with a tensor that is not a parameter"
+        node = self.graph.create_node("get_attr", PARAMETER if name else CONSTANT)
+        node.meta = {"value": fake, "name": name or "", "real": None if name else tensor}
+        self._remember(fake, node)
+        self._fakes[id(tensor)] = fake
+        self._alive.append(tensor)
+        return fake
+
+    def _as_nodes(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self.node_of(value)
+        if isinstance(value, (tuple, list)):
+            items = [self._as_nodes(item) for item in value]
+            return items if isinstance(value, list) else tuple(items)
+        if isinstance(value, dict):
+            return {key: self._as_nodes(item) for key, item in value.items()}
+        if isinstance(value, slice):
+            return slice(*(self._as_nodes(x) for x in (value.start, value.stop, value.step)))
+        return value
+
+    def _read_values(self, key: str, read: list[Tensor], out: Any) -> Any:
+        raise TraceError(
+            f"{_where(self)}: '{key}' at {user_frame(3) or 'an unknown line'} reads the values of a "
+            "tensor into Python, so what the model does depends on them. Analyze the part of the "
+            "model before this call"
+        )
+
+
+def PIECE(value: Any, index: Any) -> Any:
+    """One element of a call that returned several tensors."""
+    return value[index]
+
+
+def _storage(tensor: Tensor) -> int:
+    """An identity of the memory behind a tensor; 0 where there is none to share."""
+    if tensor.layout is not torch.strided or tensor.device.type == "meta" or not tensor.numel():
+        return 0
+    return tensor.untyped_storage()._cdata
+
+
+@contextmanager
+def _opaque_autograd_functions(recorder: Recorder) -> Iterator[None]:
+    """Record a custom autograd function as one call: its backward is not derived from its ops."""
+    original = torch.autograd.Function.__dict__["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        fakes, fake_kwargs = recorder._fake((args, kwargs))
+        with torch._C.DisableTorchFunction():
+            out = original.__get__(None, cls)(*fakes, **fake_kwargs)
+        recorder.record(cls, fakes, fake_kwargs, out)
+        return out
+
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = original  # type: ignore[method-assign]
+
+
+class _Snapshot:
+    """What the modules of a model hold, to see what a run changed and to put it back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._saved: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+        self._contents: list[tuple[Any, Any]] = []
+        for path, module in model.named_modules():
+            self._saved.append((path, module.__dict__, dict(module.__dict__)))
+            for value in module.__dict__.values():
+                if type(value) in (dict, list, set):
+                    self._contents.append((value, value.copy()))
+
+    def new_tensors(self) -> Iterator[tuple[Tensor, str]]:
+        """Fake tensors that the model keeps after the run."""
+        for path, current, saved in self._saved:
+            for name, value in current.items():
+                if name == "_modules" or (value is saved.get(name) and not _is_container(value)):
+                    continue
+                for tensor in tensors_in(value):
+                    if isinstance(tensor, FakeTensor):
+                        yield tensor, f"'{path}.{name}'".replace("'.", "'")
+
+    def restore(self) -> None:
+        for _, current, saved in self._saved:
+            current.clear()
+            current.update(saved)
+        for container, copy in self._contents:
+            container.clear()
+            container.extend(copy) if isinstance(container, list) else container.update(copy)
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, (dict, list, tuple, set))
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[_Snapshot]:
+    """Whatever the run leaves in the modules or does to the RNG is undone."""
+    snapshot = _Snapshot(model)
+    python_state = random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield snapshot
+    finally:
+        random.setstate(python_state)
+        snapshot.restore()

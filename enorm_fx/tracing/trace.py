@@ -1,0 +1,144 @@
+"""The neutral result of tracing: a list of calls on tensors, whichever front end saw them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+INPUT, PARAMETER, CONSTANT, OUTPUT = "input", "parameter", "constant", "output"
+
+# A constant is evaluated only where a rule needs its values; larger ones are treated as unknown.
+MAX_CONSTANT = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """Shape and dtype of one tensor; tracing keeps no data."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One call, or one tensor that comes from outside: input, parameter, constant.
+
+    op:      neutral key such as "linear", the same for module, function, method and operator.
+    args, kwargs: as called, with a Node in place of every tensor.
+    out:     a Spec, or a nested tuple of them where the call returns several tensors.
+    name:    the parameter's or the input's name; for a call the op with a running number.
+    inplace: the call writes into its first argument.
+    module:  path of the module that made the call; source: "file.py:line" of the user's code.
+    compute: gives a constant's value (or repeats a call on constants); None where it must not.
+    """
+
+    index: int
+    op: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+    name: str
+    inplace: bool = False
+    module: str = ""
+    source: str = ""
+    compute: Callable[..., Any] | None = None
+
+    def inputs(self) -> Iterator[Node]:
+        """The nodes that this one reads, in argument order."""
+        return nodes_in((self.args, self.kwargs))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """What ran: nodes in execution order, and what leaves the model.
+
+    outputs:    nodes whose values leave the model, each with the way it leaves.
+    aliases:    first name of each parameter -> its other names.
+    tied:       parameters that must stay as they are, with the reason (shared memory).
+    front_end:  "symbolic" or "export".
+    inputs:     the call that was traced, as (args, kwargs).
+    """
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[tuple[Node, str], ...]
+    aliases: dict[str, tuple[str, ...]]
+    tied: dict[str, str]
+    front_end: str
+    inputs: tuple[tuple[Any, ...], dict[str, Any]]
+    _values: dict[int, Tensor | None] = field(default_factory=dict)
+
+    def value(self, node: Node) -> Tensor | None:
+        """The value of a constant, or of a call on constants alone; None where it has none."""
+        if node.index not in self._values:
+            self._values[node.index] = None  # unless all goes well
+            if _small(node.out):
+                self._values[node.index] = self._evaluate(node)
+        return self._values[node.index]
+
+    def _evaluate(self, node: Node) -> Any:
+        if node.compute is None:
+            return None
+        if node.op == CONSTANT:
+            return node.compute()
+        inputs = {n.index: self.value(n) for n in node.inputs()}
+        if any(v is None for v in inputs.values()):
+            return None
+        args, kwargs = replace_nodes((node.args, node.kwargs), lambda n: inputs[n.index])
+        with torch.no_grad():
+            return node.compute(*args, **kwargs)
+
+
+def nodes_in(value: Any) -> Iterator[Node]:
+    """Every Node inside nested tuples, lists, dicts and slices."""
+    if isinstance(value, Node):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from nodes_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from nodes_in(item)
+    elif isinstance(value, slice):
+        yield from nodes_in((value.start, value.stop, value.step))
+
+
+def replace_nodes(value: Any, replace: Callable[[Node], Any]) -> Any:
+    """The same nested value with every Node replaced."""
+    if isinstance(value, Node):
+        return replace(value)
+    if isinstance(value, (tuple, list)):
+        items = [replace_nodes(item, replace) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, dict):
+        return {key: replace_nodes(item, replace) for key, item in value.items()}
+    if isinstance(value, slice):
+        return slice(*(replace_nodes(x, replace) for x in (value.start, value.stop, value.step)))
+    return value
+
+
+def _small(out: Any) -> bool:
+    if isinstance(out, Spec):
+        return torch.Size(out.shape).numel() <= MAX_CONSTANT
+    return isinstance(out, tuple) and all(_small(item) for item in out)
+
+
+_INTERNAL = tuple(
+    str(Path(path).parent) + "/" for path in (torch.__file__, str(Path(__file__).parent))
+)
+
+
+def user_frame(depth: int = 1) -> str:
+    """ "file.py:line" of the innermost frame that is neither torch's nor ours."""
+    frame = sys._getframe(depth)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(_INTERNAL) and not name.startswith("<"):
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
