@@ -191,15 +191,26 @@ def _carrying(
     labels: Labels, solution: Solution, group_of: Tensor, count: int
 ) -> list[set[int]]:
     """For each group the nodes whose result it scales."""
-    result: list[set[int]] = [set() for _ in range(count)]
+    none = count  # an extra slot for variables in no group
+    of_root = torch.where(group_of < 0, none, group_of)
+    of_variable = torch.where(solution.root < 0, none, of_root[solution.root])
+    several = {
+        root: {int(of_root[free]) for _, free in parts} for root, parts in solution.sums.items()
+    }
+    result: list[set[int]] = [set() for _ in range(count + 1)]
     for index, value in enumerate(labels.values):
         for label in value if isinstance(value, tuple) else (value,):
             if isinstance(label, Label):
-                for term in solution.terms(label.terms):
-                    for g in group_of[term.index[term.index >= 0]].unique().tolist():
-                        if g >= 0:
-                            result[g].add(index)
-    return result
+                for term in label.terms:
+                    met = torch.zeros(count + 1, dtype=torch.bool)
+                    met[of_variable[term.ids.reshape(-1)]] = True
+                    for g in met.nonzero().squeeze(1).tolist():
+                        result[g].add(index)
+                    for root in several:
+                        if bool((solution.root[term.ids] == root).any()):
+                            for g in several[root]:
+                                result[g].add(index)
+    return result[:count]
 
 
 def _blocked(

@@ -32,9 +32,10 @@ def build_basis(size: int, parameters: dict[str, tuple[Term, ...]]) -> Basis:
     """
     rows = {name: _rows(terms) for name, terms in parameters.items() if terms}
     live = torch.zeros(size, dtype=torch.bool)
-    for terms in parameters.values():
-        for term in terms:
-            live[term.index[term.index >= 0]] = True
+    nothing = torch.zeros(size, dtype=torch.bool)
+    for equations in (e for block in rows.values() for e in block):
+        ids, weights = _merge(equations, nothing)
+        live[ids[weights != 0]] = True
     live[_redundant(size, list(rows.values()))] = False
     return _group(size, parameters, live)
 

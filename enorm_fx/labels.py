@@ -146,7 +146,7 @@ class System:
         self._append([*blocks[0], *link])
 
     def _append(self, terms: Sequence[LabelTerm]) -> None:
-        ids = torch.broadcast_tensors(*(t.ids for t in terms))
+        ids = torch.broadcast_tensors(*_distinct([t.ids for t in terms]))
         rows = torch.stack([i.reshape(-1) for i in ids])
         weights = torch.tensor([t.coefficient for t in terms]).unsqueeze(1).expand_as(rows)
         self.equations.append(Equations(weights, rows, self.origin))
@@ -177,6 +177,45 @@ class System:
         common = self.fresh(*shape)
         self.zero([*moving, LabelTerm(-1, common)])
         return Label(label.shape, (*still, LabelTerm(1, common)), label.wild)
+
+
+_FEW_ROWS = 2048
+
+
+def _distinct(ids: list[Ids]) -> list[Ids]:
+    """Drop repeated slices along each axis: a token beside 196 alike patches makes two rows.
+
+    Slices are compared by a hash of 64 bits; small arrays are left as they are.
+    """
+    shape = torch.broadcast_shapes(*(i.shape for i in ids))
+    if shape.numel() <= _FEW_ROWS:
+        return ids
+    for axis, size in enumerate(shape):
+        if size == 1:
+            continue
+        key = torch.zeros(size, dtype=torch.int64)
+        for i in ids:
+            if i.shape[axis] > 1:
+                slices = i.movedim(axis, 0).reshape(size, -1)
+                key = key * _MIX + (slices * _multipliers(slices.shape[1])).sum(dim=1)
+        _, inverse = key.unique(return_inverse=True)
+        count = int(inverse.max()) + 1
+        if count < size:
+            first = torch.full((count,), size).scatter_reduce_(
+                0, inverse, torch.arange(size), "amin"
+            )
+            ids = [i.index_select(axis, first) if i.shape[axis] > 1 else i for i in ids]
+    return ids
+
+
+_MIX = 0x9E3779B97F4A7C15 - (1 << 64)
+
+
+def _multipliers(count: int) -> Tensor:
+    """Fixed odd pseudo-random 64-bit numbers."""
+    x = (torch.arange(count) + 1) * _MIX
+    x = (x ^ (x >> 31)) * (0xBF58476D1CE4E5B9 - (1 << 64))
+    return (x ^ (x >> 27)) | 1
 
 
 def term_blocks(terms: Sequence[LabelTerm]) -> list[list[LabelTerm]]:
