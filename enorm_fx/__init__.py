@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from enorm_fx._version import __version__
 from enorm_fx.errors import EnormError
-from enorm_fx.verify import Verification, verify
+from enorm_fx.verify import Verification, count_symmetries, verify
 
 if TYPE_CHECKING:
     from enorm_fx.analysis import analyze
@@ -23,6 +23,7 @@ __all__ = [
     "__version__",
     "analyze",
     "balance",
+    "count_symmetries",
     "verify",
 ]
 

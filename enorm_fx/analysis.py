@@ -22,9 +22,9 @@ _CHOICES = {
     "batchnorm": ("skip", "affine"),
     "biases": ("rescale", "skip", "balance"),
     "frozen": ("pin", "rescale"),
-    "tracer": ("auto", "symbolic"),
+    "tracer": ("auto", "symbolic", "export"),
 }
-_NORMALIZATIONS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
+_NORMALIZATIONS = ("batch_norm", "batch_norm_flat", "instance_norm_flat", "layer_norm", "group_norm", "instance_norm", "rms_norm")
 
 
 def analyze(
@@ -52,7 +52,8 @@ def analyze(
             stay, as in the original program: not exact), "balance" (they count too).
         frozen: "pin" keeps parameters with requires_grad=False as they are; "rescale" does not
             treat them differently.
-        tracer: "auto" or "symbolic".
+        tracer: "symbolic" (record the torch calls of one run on fake tensors), "export"
+            (torch.export), or "auto": the first of them that can trace the model.
 
     Raises:
         ArgumentError: an argument has no such value.
@@ -61,7 +62,7 @@ def analyze(
     Source: Stock et al., Equi-normalization of Neural Networks, ICLR 2019 (arXiv:1902.10416).
     """
     _check(model, batchnorm=batchnorm, biases=biases, frozen=frozen, tracer=tracer)
-    traced = trace(model, example_inputs)
+    traced = trace(model, example_inputs, tracer)
     pinned = frozenset(
         name for name, p in model.named_parameters() if frozen == "pin" and not p.requires_grad
     )
@@ -116,7 +117,7 @@ def _weights(trace: Trace, parameters: Iterable[str], batchnorm: str) -> dict[st
         if node.op == PARAMETER:
             if node.name in wanted and len(node.out.shape) >= 2:
                 result[node.name] = node
-        elif node.op in _NORMALIZATIONS and not (node.op == "batch_norm" and batchnorm == "skip"):
+        elif node.op in _NORMALIZATIONS and not (node.op.startswith("batch_norm") and batchnorm == "skip"):
             gamma = next((n for n in node.inputs() if n.op == PARAMETER), None)
             if gamma is not None and gamma.name in wanted:
                 result[gamma.name] = gamma

@@ -11,7 +11,8 @@ import copy
 import importlib.util
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def run(
         model = DigitReader()
     plan = enorm_fx.analyze(model, data.train_images[:2])
     _print_opening(console, data, plan)
-    with Progress(console=console, transient=True) as progress:
+    with _one_thread(), Progress(console=console, transient=True) as progress:
         task = progress.add_task("training", total=2 * epochs)
         without, with_enorm = (
             _train(
@@ -140,7 +141,12 @@ def run(
         )
     draw(output, without, with_enorm)
     console.print(_closing_table(without, with_enorm))
-    console.print(f"Loss and norms of every layer: {output}", markup=False)
+    console.print(
+        "One run each: with another seed the difference may vanish or turn around.\n"
+        f"Loss by epoch and norm of every layer: {output}",
+        markup=False,
+        highlight=False,
+    )
     return DemoResult(without, with_enorm, output)
 
 
@@ -186,6 +192,17 @@ def _train(
         seconds=time.perf_counter() - started,
         enorm_seconds=enorm_seconds,
     )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The network is too small for more, and sums do not depend on the machine's cores then."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _check(output: Path, epochs: int) -> None:

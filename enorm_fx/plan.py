@@ -148,6 +148,17 @@ class Plan:
             num_scales=start,
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that was found, tensors aside, in JSON types."""
+        from enorm_fx.report import to_dict  # reports build on plans
+
+        return to_dict(self)
+
+    def __str__(self) -> str:
+        from enorm_fx.report import text  # reports build on plans
+
+        return text(self)
+
 
 def _reindexed(parameter: ScaledParameter, index: Tensor) -> ScaledParameter:
     terms = (Term(term.coefficient, index[term.index]) for term in parameter.terms)

@@ -105,11 +105,17 @@ def _inputs(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def chain(widths: Sequence[int], seed: int = 0, kind: str = "linear", bias: bool = True) -> Case:
+def chain(
+    widths: Sequence[int],
+    seed: int = 0,
+    kind: str = "linear",
+    bias: bool = True,
+    kernels: Sequence[int] = (3, 1),
+) -> Case:
     """Linear or convolution layers with ReLU between them. widths: input, hidden ..., output."""
     layers: dict[str, nn.Module] = {}
     for k, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False)):
-        size = 3 if k % 2 == 0 else 1
+        size = kernels[k % len(kernels)]
         layers[f"layer_{k:02d}"] = (
             nn.Linear(fan_in, fan_out, bias=bias)
             if kind == "linear"

@@ -78,6 +78,7 @@ def test_output_shows_the_two_lines_and_every_pair(outcome: tuple[demo.DemoResul
     result, text = outcome
     assert "enorm = enorm_fx.ENorm(model, optimizer)" in text
     assert "enorm.step()" in text
+    assert "One run each" in text
     plan = enorm_fx.analyze(demo.DigitReader(), torch.zeros(2, 1, 8, 8))
     assert f"{len(plan.pairs)} rescalable pairs, {plan.num_scales} free scales" in text
     assert "leaves out the 32 scales that move the last weight (head)" in text
@@ -89,12 +90,13 @@ def test_output_shows_the_two_lines_and_every_pair(outcome: tuple[demo.DemoResul
         assert f"{math.hypot(*training.norms_after.values()):.2f}" in text
 
 
-def test_same_seed_same_figures_and_the_callers_randomness_is_kept(
+def test_same_seed_same_figures_and_the_callers_settings_are_kept(
     outcome: tuple[demo.DemoResult, str], tmp_path: Path
 ) -> None:
-    before = torch.get_rng_state()
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
     again, _ = _run(tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
     assert _figures(again.without) == _figures(outcome[0].without)
     assert _figures(again.with_enorm) == _figures(outcome[0].with_enorm)
 

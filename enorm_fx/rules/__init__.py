@@ -1,6 +1,7 @@
 """What each op does to labels. One file per family; importing this package registers all."""
 
 from enorm_fx.rules import (
+    attention,
     elementwise,
     join,
     linear,
@@ -13,6 +14,6 @@ from enorm_fx.rules.propagate import Labels, propagate
 from enorm_fx.rules.registry import find, rule, table
 
 __all__ = [
-    "Labels", "elementwise", "find", "join", "linear", "normalization", "pooling", "propagate",
+    "Labels", "attention", "elementwise", "find", "join", "linear", "normalization", "pooling", "propagate",
     "reduction", "rule", "shape", "table",
 ]  # fmt: skip

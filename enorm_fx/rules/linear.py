@@ -50,7 +50,7 @@ def _only_along(ids: Tensor, axis: int) -> bool:
     return all(n == 1 for a, n in enumerate(ids.shape) if a != axis)
 
 
-def _moving(x: Label, axis: int) -> list[LabelTerm]:
+def moving(x: Label, axis: int) -> list[LabelTerm]:
     """The terms of x that vary along an axis, as ids along that axis alone."""
     return [
         LabelTerm(t.coefficient, t.ids.transpose(axis, -1).reshape(-1, x.shape[axis])[0])
@@ -68,7 +68,7 @@ def linear(ctx: Context, input: Label, weight: Label, bias: Label | None = None)
     """
     if ctx.is_new(weight):
         fresh = LabelTerm(1, ctx.system.fresh(weight.shape[0], *(1,) * (len(weight.shape) - 1)))
-        inner = [LabelTerm(-t.coefficient, t.ids.reshape(1, -1)) for t in _moving(input, -1)]
+        inner = [LabelTerm(-t.coefficient, t.ids.reshape(1, -1)) for t in moving(input, -1)]
         if len(weight.shape) == 1:
             fresh = LabelTerm(1, ctx.system.scalar(1))
             inner = [LabelTerm(t.coefficient, t.ids.reshape(-1)) for t in inner]
@@ -108,7 +108,7 @@ def bilinear(
     if ctx.is_new(weight):
         terms = [LabelTerm(1, ctx.system.fresh(weight.shape[0], 1, 1))]
         for x, shape in ((input1, (1, -1, 1)), (input2, (1, 1, -1))):
-            terms += [LabelTerm(-t.coefficient, t.ids.reshape(shape)) for t in _moving(x, -1)]
+            terms += [LabelTerm(-t.coefficient, t.ids.reshape(shape)) for t in moving(x, -1)]
         weight = ctx.define(weight, terms)
     batch = input1.shape[:-1]
     a = input1.map((*batch, 1, input1.shape[-1], 1), lambda i: i.unsqueeze(-2).unsqueeze(-1))
@@ -134,7 +134,7 @@ def conv(
     if ctx.is_new(weight):
         fresh = LabelTerm(1, ctx.system.fresh(weight.shape[0], 1, *(1,) * space))
         inner = []
-        for term in _moving(x, 1):
+        for term in moving(x, 1):
             ids = term.ids.reshape(groups, 1, -1)
             if groups > 1:
                 ids = ids.expand(-1, per_group, -1)
@@ -175,7 +175,7 @@ def conv_transpose(
             fresh = fresh.expand(-1, per_group, -1)
         fresh = fresh.reshape(-1, outputs, *(1,) * space)
         inner = [
-            LabelTerm(-t.coefficient, t.ids.reshape(-1, 1, *(1,) * space)) for t in _moving(x, 1)
+            LabelTerm(-t.coefficient, t.ids.reshape(-1, 1, *(1,) * space)) for t in moving(x, 1)
         ]
         weight = ctx.define(weight, [LabelTerm(1, fresh), *inner])
     # Product space (N, group, input of the group, output of the group, *space).
@@ -235,7 +235,7 @@ def matmul(ctx: Context, input: Label, other: Label) -> Label:
     first here takes r[n] - x[k].
     """
     if ctx.is_new(other) and len(other.shape) == 2:
-        inner = [LabelTerm(-t.coefficient, t.ids.reshape(-1, 1)) for t in _moving(input, -1)]
+        inner = [LabelTerm(-t.coefficient, t.ids.reshape(-1, 1)) for t in moving(input, -1)]
         fresh = LabelTerm(1, ctx.system.fresh(1, other.shape[1]))
         other = ctx.define(other, [fresh, *inner])
     elif ctx.is_new(other):
@@ -275,3 +275,11 @@ def embedding(
         weight = ctx.define(weight, [LabelTerm(1, ctx.system.fresh(1, weight.shape[1]))])
     rows = ctx.system.uniform(weight, [0])
     return rows.map(ctx.shape, lambda ids: expand_dims(ids[0], len(ctx.shape)))
+
+
+@rule("embedding_lookup", weights=("weight",))
+def embedding_lookup(
+    ctx: Context, weight: Label, indices: Label, *args: Any, **kwargs: Any
+) -> Any:
+    """The embedding with torch's own order of arguments."""
+    return embedding(ctx, indices, weight)

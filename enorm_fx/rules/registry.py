@@ -139,7 +139,7 @@ class Context:
     def known(self, label: Label) -> Label:
         """The label of a tensor; a parameter that some op reads in a way of its own gets one now.
 
-        One axis or none: a scale for every entry. More: one per slice of the first two axes.
+        It may scale along each of its axes: a term per axis.
         """
         name = self.parameter_name(label)
         if name is None or label.terms:
@@ -148,11 +148,12 @@ class Context:
             return self.parameters[name]
         ndim = len(label.shape)
         terms = []
-        for axis in range(min(ndim, 2)):
-            shape = [1] * ndim
-            shape[axis] = label.shape[axis]
-            terms.append(LabelTerm(1, self.system.fresh(*shape)))
-        return self.define(label, terms or [LabelTerm(1, self.system.scalar(0))])
+        for axis, size in enumerate(label.shape):
+            if size > 1:
+                shape = [1] * ndim
+                shape[axis] = size
+                terms.append(LabelTerm(1, self.system.fresh(*shape)))
+        return self.define(label, terms or [LabelTerm(1, self.system.scalar(ndim))])
 
     def ignore(self, label: Label) -> None:
         """A scale that a parameter should follow and, by the caller's choice, does not."""

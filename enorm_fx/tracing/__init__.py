@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from enorm_fx.errors import TraceError
-from enorm_fx.tracing.inputs import as_call, guesses
+from enorm_fx.tracing.inputs import Call, as_call, guesses
 from enorm_fx.tracing.symbolic import describe, trace_symbolic
 from enorm_fx.tracing.trace import Node, Spec, Trace
+
+FrontEnd = Callable[[nn.Module, Any, Any], Trace]
 
 __all__ = ["Node", "Spec", "Trace", "trace"]
 
 
-def trace(model: nn.Module, example_inputs: Any = None) -> Trace:
-    """Trace the model in the mode that it is in. Raises TraceError; the model stays as it was."""
+def trace(model: nn.Module, example_inputs: Any = None, tracer: str = "auto") -> Trace:
+    """Trace the model in the mode that it is in. Raises TraceError; the model stays as it was.
+
+    tracer: "symbolic", "export", or "auto" for the first of them that succeeds.
+    """
+    front_ends = [_FRONT_ENDS[tracer]] if tracer in _FRONT_ENDS else list(_FRONT_ENDS.values())
     if example_inputs is not None:
-        return trace_symbolic(model, *as_call(example_inputs))
-    tried = []
+        return _first_success(front_ends, model, as_call(example_inputs))
+    tried: list[str] = []
     first: TraceError | None = None
-    for args, kwargs in guesses(model):
+    for call in guesses(model):
         try:
-            return trace_symbolic(model, args, kwargs)
+            return _first_success(front_ends[:1], model, call)
         except TraceError as error:
             first = first or error
-            tried.append(describe((args, kwargs)))
+            tried.append(describe(call))
     if first is None:
         raise TraceError(
             f"{type(model).__name__} has no layer that tells the shape of its input: "
@@ -35,3 +42,25 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Trace:
         f"no input shape could be inferred (tried {'; '.join(tried)}): pass example_inputs. "
         f"The first attempt failed {first}"
     ) from first
+
+
+def _export(model: nn.Module, args: Any, kwargs: Any) -> Trace:
+    from enorm_fx.tracing.exported import trace_export  # torch.export is slow to import
+
+    return trace_export(model, args, kwargs)
+
+
+_FRONT_ENDS: dict[str, FrontEnd] = {"symbolic": trace_symbolic, "export": _export}
+
+
+def _first_success(front_ends: list[FrontEnd], model: nn.Module, call: Call) -> Trace:
+    """The trace of the first front end that can; else one error with every reason."""
+    errors: list[TraceError] = []
+    for front_end in front_ends:
+        try:
+            return front_end(model, *call)
+        except TraceError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    raise TraceError("; ".join(str(error) for error in errors)) from errors[0]

@@ -28,6 +28,11 @@ _SYNONYMS = {
 }  # fmt: skip
 
 
+# Functions whose arguments stand in another order in torch and ATen than in torch.nn.functional.
+_REORDERED = {"embedding": "embedding_lookup", "batch_norm": "batch_norm_flat",
+              "instance_norm": "instance_norm_flat"}  # fmt: skip
+
+
 def _neutral(name: str) -> tuple[str, bool]:
     """(op key, does it write into its first argument) for the name of a torch function."""
     inplace = False
@@ -58,6 +63,8 @@ def _table() -> dict[Any, tuple[str, bool]]:
             if space in (torch.special, torch.linalg) and hasattr(torch, name):
                 continue  # torch.special.softmax and its like are other objects of the same name
             table[member] = _neutral(name)
+    for name, key in _REORDERED.items():
+        table[getattr(torch, name)] = (key, False)
     return table
 
 
@@ -73,7 +80,9 @@ def op_key(function: Any) -> tuple[str, bool]:
         _TABLE.update(_table())
     if isinstance(function, torch._ops.OpOverload):
         namespace, name = function._schema.name.split("::")
-        return _neutral(name) if namespace == "aten" else (f"{namespace}.{name}", False)
+        if namespace != "aten":
+            return f"{namespace}.{name}", False
+        return (_REORDERED[name], False) if name in _REORDERED else _neutral(name)
     owner = getattr(function, "__self__", None)  # Tensor.T arrives as T.__get__
     if getattr(function, "__name__", "") == "__get__" and owner is not None:
         return str(owner.__name__), False

@@ -11,6 +11,12 @@ from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace
 
 PIECE_KEY = "piece"
 
+
+def PIECE(value: Any, index: Any) -> Any:
+    """One element of a call that returned several tensors; its own op in the neutral trace."""
+    return value[index]
+
+
 # Results that differ from call to call, or that hold no values yet: never evaluated.
 _NO_VALUE = ("rand", "empty", "new_empty", "bernoulli", "multinomial", "normal", "dropout",
              "uniform", "exponential", "poisson", "cauchy", "geometric", "log_normal")  # fmt: skip
@@ -69,7 +75,7 @@ def _neutral(node: fx.Node, made: dict[fx.Node, Node], counts: dict[str, int]) -
             compute=None if is_parameter else (lambda: real),
         )
     key, inplace = op_key(node.target)
-    if getattr(node.target, "__name__", "") == "PIECE":
+    if node.target is PIECE:
         key = PIECE_KEY
     counts[key] = counts.get(key, 0) + 1
     repeatable = not key.startswith(_NO_VALUE) and not inplace

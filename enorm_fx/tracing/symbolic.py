@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from enorm_fx.errors import EnormError, TraceError
 from enorm_fx.tracing.keys import op_key
 from enorm_fx.tracing.leaves import tensors_in
-from enorm_fx.tracing.normalize import normalize
+from enorm_fx.tracing.normalize import PIECE, normalize
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Trace, user_frame
 
 # Calls that tell about a tensor without reading its values.
@@ -51,7 +51,7 @@ def trace_symbolic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     """Trace one call of the model. Raises TraceError; the model is left as it was."""
     recorder = Recorder(model)
     try:
-        with _undisturbed(model) as snapshot, recorder.recording():
+        with undisturbed(model) as snapshot, recorder.recording():
             inputs = recorder.fake_inputs(args, kwargs)
             result = model(*inputs[0], **inputs[1])
             leaving = [(t, "output of the model") for t in tensors_in(result)]
@@ -300,11 +300,6 @@ class Recorder(TorchFunctionMode):
         )
 
 
-def PIECE(value: Any, index: Any) -> Any:
-    """One element of a call that returned several tensors."""
-    return value[index]
-
-
 def _storage(tensor: Tensor) -> int:
     """An identity of the memory behind a tensor; 0 where there is none to share."""
     if tensor.layout is not torch.strided or tensor.device.type == "meta" or not tensor.numel():
@@ -367,7 +362,7 @@ def _is_container(value: Any) -> bool:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[_Snapshot]:
+def undisturbed(model: nn.Module) -> Iterator[_Snapshot]:
     """Whatever the run leaves in the modules or does to the RNG is undone."""
     snapshot = _Snapshot(model)
     python_state = random.getstate()

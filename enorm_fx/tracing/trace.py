@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -133,12 +134,16 @@ _INTERNAL = tuple(
 )
 
 
+def is_internal(file: str) -> bool:
+    """Whether a source file is torch's or ours, or no file at all."""
+    return file.startswith((*_INTERNAL, "<"))
+
+
 def user_frame(depth: int = 1) -> str:
     """ "file.py:line" of the innermost frame that is neither torch's nor ours."""
-    frame = sys._getframe(depth)
+    frame: FrameType | None = sys._getframe(depth)
     while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith(_INTERNAL) and not name.startswith("<"):
-            return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+        if not is_internal(frame.f_code.co_filename):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
     return ""

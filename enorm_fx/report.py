@@ -1,0 +1,349 @@
+"""What a plan found, for people and programs: one dict, seen as plain text or as tables.
+
+`to_dict` collects everything; the other functions only arrange what is in it. Tables need rich,
+which is imported when they are made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from enorm_fx._names import broken, few, folded, runs, short, short_source
+from enorm_fx.plan import Group, Plan
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_TEXT_GROUPS = 10  # groups in str(plan)
+_TABLE_GROUPS, _TABLE_PAIRS, _TABLE_REASONS = 12, 24, 8  # rows, unless all are asked for
+_SPELLED_PAIRS = 16  # longer lists are folded: conv{1..6}
+_SHOWN_OPS = 4
+
+
+def to_dict(plan: Plan) -> dict[str, Any]:
+    """Everything that a plan says, tensors aside: only JSON types, always in the same order."""
+    weights = [p for p in plan.parameters if p.counted]
+    counted = {p.name for p in weights}
+    one_sided = [_is_one_sided(group, counted) for group in plan.groups]
+    return {
+        "model": type(plan.model).__name__,
+        "tracer": plan.tracer,
+        "exact": plan.exact,
+        "inexact_because": _inexact_because(plan),
+        "num_scales": plan.num_scales,
+        "totals": {
+            "weights": len(weights),
+            "entries": sum(math.prod(p.shape) for p in weights),
+            "rescaled_weights": sum(bool(p.terms) for p in weights),
+            "groups": len(plan.groups),
+            "one_sided_groups": sum(one_sided),
+            "pairs": len(plan.pairs),
+            "blocked_sides": len(plan.blocked),
+        },
+        "groups": [
+            {
+                "start": group.start,
+                "channels": group.channels,
+                "producers": list(group.producers),
+                "consumers": list(group.consumers),
+                "via": list(group.via),
+                "one_sided": alone,
+            }
+            for group, alone in zip(plan.groups, one_sided, strict=True)
+        ],
+        "pairs": [
+            {
+                "producer": pair.producer,
+                "consumer": pair.consumer,
+                "channels": pair.channels,
+                "via": list(pair.via),
+            }
+            for pair in plan.pairs
+        ],
+        "blocked": [
+            {
+                "weight": side.weight,
+                "side": side.side,
+                "reason": side.reason,
+                "node": side.node,
+                "source": side.source,
+            }
+            for side in plan.blocked
+        ],
+        "parameters": [
+            {
+                "name": p.name,
+                "aliases": list(p.aliases),
+                "shape": list(p.shape),
+                "depth": p.depth,
+                "last": p.last,
+                "counted": p.counted,
+                "rescaled": bool(p.terms),
+            }
+            for p in plan.parameters
+        ],
+    }
+
+
+def text(plan: Plan) -> str:
+    """A short plain summary: what `str(plan)` gives."""
+    data = to_dict(plan)
+    totals, groups = data["totals"], data["groups"]
+    lines = [
+        f"Plan for {data['model']} ({data['tracer']} front end): "
+        f"{_count(totals['weights'], 'weight')}, {_count(data['num_scales'], 'scale')} in "
+        f"{_count(totals['groups'], 'group')}, {_count(totals['pairs'], 'pair')}, "
+        f"{_count(totals['blocked_sides'], 'blocked side')}",
+        exactness(data),
+    ]
+    shown = groups[:_TEXT_GROUPS]
+    if shown:
+        rows = [("channels", "producers", "consumers")]
+        rows += [
+            (str(g["channels"]), few(g["producers"]), few(g["consumers"])) for g in shown
+        ]
+        width = max(len(row[1]) for row in rows)
+        lines += [f"  {a:>8}  {b:<{width}}  {c}" for a, b, c in rows]
+    if len(groups) > len(shown):
+        lines.append(f"  and {_count(len(groups) - len(shown), 'more group')}: see plan.groups")
+    return "\n".join(lines)
+
+
+def exactness(data: dict[str, Any]) -> str:
+    """One sentence: is the function kept, and if not, why."""
+    if data["exact"]:
+        return "exact: rescaling keeps the model's function"
+    because = " and ".join(data["inexact_because"])
+    return f"not exact: {because}" if because else "not exact: some parameters do not follow"
+
+
+def show(
+    console: Console,
+    data: dict[str, Any],
+    *,
+    title: str,
+    notes: Sequence[tuple[str, str]] = (),
+    everything: bool = False,
+) -> None:
+    """Print the tables of a plan's dict: groups, pairs, blocked sides, totals.
+
+    Groups of one producer and one consumer are pairs and stand in the second table, other groups
+    in the first. With `everything`, all groups, pairs and blocked sides are listed one by one.
+
+    Args:
+        console: made with markup=False, because names may contain brackets.
+        data: what `to_dict` returned.
+        title: what was analyzed.
+        notes: further lines of the totals, such as how long it took.
+    """
+    console.print(title, style="bold")
+    console.print()
+    groups = data["groups"] if everything else [g for g in data["groups"] if not _is_pair(g)]
+    if groups:
+        _show_groups(console, groups, data, everything)
+    pairs = data["pairs"] if everything else _pairs_alone(data)
+    if pairs:
+        _show_pairs(console, pairs, data, everything)
+    if data["blocked"]:
+        (_show_every_blocked if everything else _show_blocked)(console, data["blocked"])
+    _show_totals(console, data, notes)
+
+
+def _is_one_sided(group: Group, counted: set[str]) -> bool:
+    return counted.isdisjoint(group.producers) or counted.isdisjoint(group.consumers)
+
+
+def _inexact_because(plan: Plan) -> list[str]:
+    """Which choices let parameters stay where others are rescaled, read off the plan itself."""
+    if plan.exact:
+        return []
+    reasons = []
+    # With batchnorm="affine" a BatchNorm ends every path, so it is never between two weights.
+    if any("batch_norm" in group.via for group in plan.groups):
+        reasons.append('batchnorm="skip" rescales across BatchNorm, whose parameters stay')
+    produced = {name for group in plan.groups for name in group.producers}
+    follows = {p.name for p in plan.parameters if p.terms}
+    shapes = {p.name: p.shape for p in plan.parameters}
+    for _, call in plan.graph.nodes(data=True):
+        stay = [n for n in call["parameters"] if n not in follows and len(shapes.get(n, (0,))) == 1]
+        if stay and produced.intersection(call["parameters"]):
+            reasons.append('biases="skip" leaves biases as they are')
+            break
+    return reasons
+
+
+def _is_pair(group: dict[str, Any]) -> bool:
+    return len(group["producers"]) == len(group["consumers"]) == 1
+
+
+def _pairs_alone(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The groups of one producer and one consumer, as pairs."""
+    return [
+        {**group, "producer": group["producers"][0], "consumer": group["consumers"][0]}
+        for group in data["groups"]
+        if _is_pair(group)
+    ]
+
+
+def _show_groups(
+    console: Console, groups: list[dict[str, Any]], data: dict[str, Any], everything: bool
+) -> None:
+    shown = groups if everything else groups[:_TABLE_GROUPS]
+    rows = []
+    for group in shown:
+        lists = (group["producers"], group["consumers"])
+        producers, consumers = (
+            [short(n) for n in names] if everything else folded(names) for names in lists
+        )
+        via = _ops(group["via"], everything)
+        if group["one_sided"]:
+            via += " (one-sided: keeps factor 1)"
+        rows.append(([str(group["channels"])], producers, consumers, via))
+    what = "Groups" if everything else "Groups with several producers or consumers"
+    title = f"{what}: {len(groups)} of {len(data['groups'])}"
+    console.print(_table(console, title, ["channels", "producers", "consumers", "via"], rows, 1))
+    _say_left_out(console, len(groups) - len(shown), "group")
+
+
+def _show_pairs(
+    console: Console, pairs: list[dict[str, Any]], data: dict[str, Any], everything: bool
+) -> None:
+    title = f"Pairs: all {len(pairs)}"
+    if len(pairs) < len(data["pairs"]):
+        title = f"Pairs: {len(pairs)} of {len(data['pairs'])}, the others are in the groups above"
+    named = (
+        (
+            (pair["channels"], _ops(pair["via"], everything)),
+            (short(pair["producer"]), short(pair["consumer"])),
+        )
+        for pair in pairs
+    )
+    found = list(runs(named, fold=not everything and len(pairs) > _SPELLED_PAIRS))
+    shown = found if everything else found[:_TABLE_PAIRS]
+    rows = []
+    for run in shown:
+        (channels, via), (producer, consumer) = run.key, run.spelled()
+        number = f"{channels}" if run.count == 1 else f"{run.count} x {channels}"
+        rows.append(([number], [producer], [consumer], via))
+    console.print(_table(console, title, ["channels", "producer", "consumer", "via"], rows, 0))
+    _say_left_out(console, sum(run.count for run in found[len(shown) :]), "pair")
+
+
+def _show_blocked(console: Console, blocked: list[dict[str, str]]) -> None:
+    """One row for each reason and side."""
+    alike: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for side in blocked:
+        alike.setdefault((side["reason"], side["side"]), []).append(side)
+    rows = []
+    for (reason, side_name), sides in list(alike.items())[:_TABLE_REASONS]:
+        names = folded([side["weight"] for side in sides])
+        place = [p for p in (sides[0]["node"], short_source(sides[0]["source"])) if p]
+        if len(sides) > 1 and place:
+            place[0] = f"first: {place[0]}"
+        rows.append(([f"{len(sides)} {side_name}{'s' * (len(sides) > 1)}"], names, place, reason))
+    title = f"Blocked sides of weights: {len(blocked)}"
+    console.print(_table(console, title, ["sides", "weights", "where", "why"], rows, 1))
+    left_out = list(alike.values())[_TABLE_REASONS:]
+    _say_left_out(console, sum(map(len, left_out)), "blocked side")
+
+
+def _show_every_blocked(console: Console, blocked: list[dict[str, str]]) -> None:
+    rows = [
+        (
+            [side["side"]],
+            [short(side["weight"])],
+            [place for place in (side["node"], side["source"]) if place],
+            side["reason"],
+        )
+        for side in blocked
+    ]
+    title = f"Blocked sides of weights: {len(blocked)}"
+    console.print(_table(console, title, ["side", "weight", "where", "why"], rows, 0))
+
+
+def _show_totals(
+    console: Console, data: dict[str, Any], notes: Sequence[tuple[str, str]]
+) -> None:
+    from rich.table import Table
+
+    totals = data["totals"]
+    one_sided = totals["one_sided_groups"]
+    aside = f" ({one_sided} one-sided: factor 1)" if one_sided else ""
+    exact, _, why = exactness(data).partition(": ")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in (
+        (
+            "weights",
+            f"{totals['weights']:,} with {totals['entries']:,} entries; "
+            f"{totals['rescaled_weights']:,} can be rescaled",
+        ),
+        ("scales", f"{data['num_scales']:,} in {_count(totals['groups'], 'group')}{aside}"),
+        ("pairs", f"{totals['pairs']:,}"),
+        ("blocked", _count(totals["blocked_sides"], "side")),
+        ("exact", f"{'no' if exact.startswith('not') else 'yes'}: {why}"),
+        *notes,
+    ):
+        table.add_row(*row)
+    console.print(table)
+
+
+def _say_left_out(console: Console, count: int, what: str) -> None:
+    if count:
+        verb, them = ("is", "it") if count == 1 else ("are", "them")
+        console.print(f"  {_count(count, f'more {what}')} {verb} not shown: --all shows {them}")
+        console.print()
+
+
+_Row = tuple[list[str], list[str], list[str], str]
+
+
+def _table(
+    console: Console, title: str, columns: list[str], rows: list[_Row], leading: int
+) -> Table:
+    """Four columns: a short one, two of names (a line each, broken at dots), one of words."""
+    from rich import box
+    from rich.table import Table
+
+    first = max(len(columns[0]), *(len(line) for row in rows for line in row[0]))
+    words = max(len(columns[3]), *(len(row[3]) for row in rows))
+    words = min(words, max(18, (console.width - first) // 4))
+    room = console.width - first - words - 9  # what is left after the space between columns
+    widths = _share(room, *(max(len(n) for row in rows for n in (*row[i], "")) for i in (1, 2)))
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
+                  leading=leading, pad_edge=False)  # fmt: skip
+    table.add_column(columns[0], justify="right", no_wrap=True)
+    for column, width in zip(columns[1:3], widths, strict=True):
+        table.add_column(column, width=max(width, len(column)), overflow="fold")
+    table.add_column(columns[3], max_width=words, overflow="fold")
+    for first_lines, one, two, last in rows:
+        cells = (
+            "\n".join(line for name in names for line in broken(name, width))
+            for names, width in ((one, widths[0]), (two, widths[1]))
+        )
+        table.add_row("\n".join(first_lines), *cells, last)
+    return table
+
+
+def _share(room: int, one: int, two: int) -> tuple[int, int]:
+    """Widths of two columns that would like `one` and `two`."""
+    if one + two <= room:
+        return one, two
+    half = max(room // 2, 12)
+    if one <= half:
+        return one, max(room - one, 12)
+    return (max(room - two, 12), two) if two <= half else (half, half)
+
+
+def _ops(via: Sequence[str], everything: bool) -> str:
+    shown = via if everything or len(via) <= _SHOWN_OPS + 1 else via[:_SHOWN_OPS]
+    rest = len(via) - len(shown)
+    return " ".join(shown) + (f" ... (+{rest})" if rest else "")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,124 @@
+"""Front end "export": the graph that torch.export gives, as a Trace."""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+
+from enorm_fx.errors import TraceError
+from enorm_fx.tracing.normalize import PIECE, normalize
+from enorm_fx.tracing.symbolic import FOREIGN, describe, undisturbed
+from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Trace, is_internal
+
+
+def trace_export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+    """Trace one call of the model. Raises TraceError; the model is left as it was."""
+    try:
+        with undisturbed(model), torch.no_grad():
+            program = torch.export.export(model, args, kwargs or None, strict=False)
+    except FOREIGN as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise TraceError(
+            f"torch.export raised {type(error).__name__}: {first} for inputs "
+            f"{describe((args, kwargs))}"
+        ) from error
+    graph = fx.Graph()
+    nodes: dict[fx.Node, fx.Node] = {}
+    names = _parameter_names(model)
+    sources = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            nodes[node] = _leaf(graph, node, sources[node.name], program, names)
+        elif node.op == "call_function":
+            nodes[node] = _call(graph, node, nodes)
+    outputs = _outputs(program, nodes)
+    if not outputs:
+        raise TraceError("the model returned no tensor that its inputs or parameters reach")
+    return normalize(
+        graph,
+        outputs=outputs,
+        aliases={all_names[0]: tuple(all_names[1:]) for all_names in names.values()},
+        tied={},
+        front_end="export",
+        inputs=(args, kwargs),
+    )
+
+
+def _parameter_names(model: nn.Module) -> dict[int, list[str]]:
+    """Identity of each parameter -> all its names."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return names
+
+
+def _leaf(
+    graph: fx.Graph, node: fx.Node, spec: Any, program: Any, names: dict[int, list[str]]
+) -> fx.Node:
+    """An input, a parameter under its first name, or a constant with its value."""
+    value = node.meta.get("val")
+    if spec.kind == InputKind.USER_INPUT:
+        made = graph.create_node("placeholder", INPUT, name=node.name)
+        made.meta = {"value": value, "name": f"input '{node.name}'"}
+        return made
+    is_parameter = spec.kind == InputKind.PARAMETER
+    made = graph.create_node("get_attr", PARAMETER if is_parameter else CONSTANT)
+    if is_parameter:
+        parameter = program.state_dict[spec.target]
+        made.meta = {"value": value, "name": names.get(id(parameter), [spec.target])[0]}
+    else:
+        real = program.state_dict.get(spec.target, program.constants.get(spec.target))
+        made.meta = {"value": value, "name": "", "real": real}
+    return made
+
+
+def _call(graph: fx.Graph, node: fx.Node, nodes: dict[fx.Node, fx.Node]) -> fx.Node:
+    target = PIECE if node.target is operator.getitem else node.target
+    made = graph.create_node(
+        "call_function",
+        target,
+        fx.node.map_arg(node.args, nodes.__getitem__),
+        fx.node.map_arg(node.kwargs, nodes.__getitem__),
+    )
+    made.meta = {
+        "value": node.meta.get("val"),
+        "module": _module(node),
+        "source": _source(node.meta.get("stack_trace") or ""),
+    }
+    return made
+
+
+def _module(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(stack.values()))[0] if stack else ""
+    return path.removeprefix("L['self']").lstrip(".")
+
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+
+
+def _source(trace: str) -> str:
+    """ "file.py:line" of the innermost frame that is neither torch's nor ours."""
+    found = ""
+    for match in _FRAME.finditer(trace):
+        if not is_internal(match["file"]):
+            found = f"{match['file']}:{match['line']}"
+    return found
+
+
+def _outputs(program: Any, nodes: dict[fx.Node, fx.Node]) -> list[tuple[fx.Node, str]]:
+    """The user's outputs, and what is written into buffers and inputs."""
+    by_name = {node.name: made for node, made in nodes.items()}
+    result = []
+    for spec in program.graph_signature.output_specs:
+        made = by_name.get(getattr(spec.arg, "name", None))
+        if made is not None:
+            kept = spec.kind != OutputKind.USER_OUTPUT
+            how = f"kept by the model as '{spec.target}'" if kept else "output of the model"
+            result.append((made, how))
+    return [(made, how) for made, how in result if isinstance(made.meta["value"], Tensor)]

@@ -1,0 +1,55 @@
+"""How the tables of op cases are written: a name, what to run, the inputs it is run on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SPACES = {"torch": torch, "method": torch.Tensor, "F": F, "nn": torch._C._nn}
+_seeds = itertools.count()
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """One call of one op.
+
+    slack: empty where the rule must find every scaling that the op admits; otherwise why it finds
+           fewer by design.
+    """
+
+    name: str
+    run: Callable[..., Any]
+    inputs: tuple[Any, ...]
+    slack: str = ""
+
+
+def x(*shape: int) -> Tensor:
+    """Random numbers of both signs, other ones in every call."""
+    generator = torch.Generator().manual_seed(next(_seeds))
+    drawn = torch.randn(shape, dtype=torch.float64, generator=generator)
+    return -drawn.abs() if drawn.numel() == 1 else drawn
+
+
+def pos(*shape: int) -> Tensor:
+    """Random positive numbers."""
+    return x(*shape).abs() + 0.1
+
+
+def spell(name: str, *args: Any, inputs: tuple[Any, ...], slack: str = "", **kwargs: Any) -> Iterator[OpCase]:
+    """The op as torch function, method and functional, each in place too where there is one."""
+    for space, home in _SPACES.items():
+        for spelling in (name, f"{name}_"):
+            function = getattr(home, spelling, None)
+            if function is None or not callable(function):
+                continue
+
+            def run(*tensors: Any, function: Any = function) -> Any:
+                return function(*tensors, *args, **kwargs)
+
+            yield OpCase(f"{space}.{spelling}", run, inputs, slack)
