@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_SPELLED_NAMES = 6  # longer lists are folded: conv{1..6}
+_BREAK = re.compile(r"[./](?![^{]*\})")  # not between the dots of {1..6}
+_SPELLED_NAMES = 4  # longer lists are folded: conv{1..6}
 
 
 def short(name: str) -> str:
@@ -26,8 +27,8 @@ def broken(name: str, width: int) -> list[str]:
     """A name in lines of at most `width`, broken after a dot or a slash where there is one."""
     lines, indent = [], ""
     while len(indent) + len(name) > width:
-        at = max(name.rfind(mark, 0, width - len(indent)) for mark in "./") + 1
-        at = at or width - len(indent)
+        room = max(width - len(indent), 1)
+        at = max((m.end() for m in _BREAK.finditer(name) if m.end() <= room), default=room)
         lines.append(indent + name[:at])
         name, indent = name[at:], "  "
     return [*lines, indent + name]
@@ -47,35 +48,37 @@ def folded(names: Sequence[str]) -> list[str]:
     return [run.spelled()[0] for run in runs((((), (short(n),)) for n in names), fold=fold)]
 
 
-_NUMBER = re.compile(r"(\d+)")
+_NUMBER = re.compile(r"([0-9]+)")
+_Row = tuple[list[str], ...]
 
 
 @dataclass(slots=True)
 class Run:
-    """Rows of names that differ only in numbers, which go up by one from row to row.
+    """Rows of names that differ in one number each, which goes up by one from row to row.
 
     first, last: the names of two rows, each cut into its texts and numbers.
-    steps:       0 or 1 for every number, known from the second row on.
     """
 
     key: Any
-    first: tuple[list[str], ...]
-    last: tuple[list[str], ...]
-    steps: list[list[int]] | None = None
+    first: _Row
+    last: _Row
     count: int = 1
 
-    def takes(self, row: tuple[list[str], ...]) -> bool:
-        """Add the row if it is the next one."""
-        steps = [_steps(one, two) for one, two in zip(self.last, row, strict=True)]
-        if self.steps is None:
-            # {1..3}.{1..3} in one name would look like nine names.
-            fits = all(step in ([], [1]) for step in map(_nonzero, steps)) and any(map(any, steps))
-        else:
-            fits = steps == self.steps
-        if fits:
-            self.last, self.steps = row, steps
-            self.count += 1
-        return fits
+    def takes(self, row: _Row) -> bool:
+        """Add the row, which may differ in the moving numbers only, if it is the next one."""
+        steps = _steps(self.last, row)
+        if 1 not in steps or not steps <= {0, 1} or not self._goes_on(row):
+            return False
+        self.last = row
+        self.count += 1
+        return True
+
+    def _goes_on(self, row: _Row) -> bool:
+        """Whether the numbers that moved so far, and no others, move again."""
+        if self.count == 1:
+            return True
+        pairs = zip(self.first, self.last, row, strict=True)
+        return all((one == two) == (two == three) for one, two, three in pairs)
 
     def spelled(self) -> tuple[str, ...]:
         """The names, with {a..b} for a number that goes from a to b."""
@@ -85,31 +88,42 @@ class Run:
         )
 
 
-def _steps(one: list[str], two: list[str]) -> list[int]:
-    return [int(b) - int(a) for a, b in zip(one[1::2], two[1::2], strict=True)]
-
-
-def _nonzero(steps: list[int]) -> list[int]:
-    return [step for step in steps if step]
-
-
-def _pattern(parts: list[str]) -> tuple[str, ...]:
-    """What the names of a run share; a number with leading zeros is text."""
-    return tuple(
-        part if i % 2 == 0 else part[: len(part) - len(str(int(part)))]
-        for i, part in enumerate(parts)
-    )
+def _steps(one: _Row, two: _Row) -> set[int]:
+    return {
+        int(b) - int(a)
+        for before, after in zip(one, two, strict=True)
+        for a, b in zip(before[1::2], after[1::2], strict=True)
+    }
 
 
 def runs(rows: Iterable[tuple[Hashable, tuple[str, ...]]], *, fold: bool) -> list[Run]:
-    """Rows (key, names) in order; those that continue a run of the same key are put into it."""
+    """Rows (key, names) in order; those that continue a run of the same key are put into it.
+
+    The numbers that move are in the same place of all names: the place that gives the fewest runs.
+    """
+    cut = [(key, tuple(_NUMBER.split(name) for name in names)) for key, names in rows]
+    if not fold:
+        return [Run(key, parts, parts) for key, parts in cut]
+    places = max((len(parts) // 2 for _, row in cut for parts in row), default=0)
+    return min((_runs_at(cut, place) for place in range(max(places, 1))), key=len)
+
+
+def _runs_at(rows: list[tuple[Hashable, _Row]], place: int) -> list[Run]:
     result: list[Run] = []
     latest: dict[Hashable, Run] = {}
-    for key, names in rows:
-        parts = tuple(_NUMBER.split(name) for name in names)
-        alike = (key, tuple(map(_pattern, parts)))
+    for key, row in rows:
+        alike = (key, tuple(_without(parts, place) for parts in row))
         run = latest.get(alike)
-        if not fold or run is None or not run.takes(parts):
-            latest[alike] = Run(key, parts, parts)
+        if run is None or not run.takes(row):
+            latest[alike] = Run(key, row, row)
             result.append(latest[alike])
     return result
+
+
+def _without(parts: list[str], place: int) -> tuple[str, ...]:
+    """What the names of a run share: all but one number (of which leading zeros are text)."""
+    at = 2 * place + 1
+    if at >= len(parts):
+        return tuple(parts)
+    zeros = parts[at][: len(parts[at]) - len(str(int(parts[at])))]
+    return (*parts[:at], zeros, *parts[at + 1 :])

@@ -198,6 +198,8 @@ def _carrying(
     several = {
         root: {int(of_root[free]) for _, free in parts} for root, parts in solution.sums.items()
     }
+    is_sum = torch.zeros(len(solution.root), dtype=torch.bool)
+    is_sum[list(several)] = True
     result: list[set[int]] = [set() for _ in range(count + 1)]
     for index, value in enumerate(labels.values):
         for label in value if isinstance(value, tuple) else (value,):
@@ -207,8 +209,9 @@ def _carrying(
                     met[of_variable[term.ids.reshape(-1)]] = True
                     for g in met.nonzero().squeeze(1).tolist():
                         result[g].add(index)
-                    for root in several:
-                        if bool((solution.root[term.ids] == root).any()):
+                    if several:
+                        roots = solution.root[term.ids.reshape(-1)]
+                        for root in roots[is_sum[roots] & (roots >= 0)].unique().tolist():
                             for g in several[root]:
                                 result[g].add(index)
     return result[:count]

@@ -7,7 +7,7 @@ which is imported when they are made.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from enorm_fx._names import broken, few, folded, runs, short, short_source
@@ -15,12 +15,12 @@ from enorm_fx.plan import Group, Plan
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 _TEXT_GROUPS = 10  # groups in str(plan)
 _TABLE_GROUPS, _TABLE_PAIRS, _TABLE_REASONS = 12, 24, 8  # rows, unless all are asked for
 _SPELLED_PAIRS = 16  # longer lists are folded: conv{1..6}
 _SHOWN_OPS = 4
+_SHOWN_NAMES = 8  # of alike blocked weights, after folding
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
@@ -102,9 +102,7 @@ def text(plan: Plan) -> str:
     shown = groups[:_TEXT_GROUPS]
     if shown:
         rows = [("channels", "producers", "consumers")]
-        rows += [
-            (str(g["channels"]), few(g["producers"]), few(g["consumers"])) for g in shown
-        ]
+        rows += [(str(g["channels"]), few(g["producers"]), few(g["consumers"])) for g in shown]
         width = max(len(row[1]) for row in rows)
         lines += [f"  {a:>8}  {b:<{width}}  {c}" for a, b, c in rows]
     if len(groups) > len(shown):
@@ -141,14 +139,19 @@ def show(
     """
     console.print(title, style="bold")
     console.print()
-    groups = data["groups"] if everything else [g for g in data["groups"] if not _is_pair(g)]
-    if groups:
-        _show_groups(console, groups, data, everything)
-    pairs = data["pairs"] if everything else _pairs_alone(data)
-    if pairs:
-        _show_pairs(console, pairs, data, everything)
-    if data["blocked"]:
-        (_show_every_blocked if everything else _show_blocked)(console, data["blocked"])
+    single = _single_pairs(data)
+    groups, pairs = data["groups"], data["pairs"]
+    if not everything:
+        groups = [group for group in groups if not _ends(group) & single]
+        pairs = [pair for pair in pairs if _ends(pair) & single]
+    folded_any = [
+        _show_groups(console, groups, data, everything) if groups else False,
+        _show_pairs(console, pairs, data, everything) if pairs else False,
+        _show_blocked(console, data["blocked"], everything) if data["blocked"] else False,
+    ]
+    if any(folded_any):
+        console.print("{1..3} stands for 1, 2, 3, on both sides together; --all spells them out")
+        console.print()
     _show_totals(console, data, notes)
 
 
@@ -162,7 +165,7 @@ def _inexact_because(plan: Plan) -> list[str]:
         return []
     reasons = []
     # With batchnorm="affine" a BatchNorm ends every path, so it is never between two weights.
-    if any("batch_norm" in group.via for group in plan.groups):
+    if any(op.startswith("batch_norm") for group in plan.groups for op in group.via):
         reasons.append('batchnorm="skip" rescales across BatchNorm, whose parameters stay')
     produced = {name for group in plan.groups for name in group.producers}
     follows = {p.name for p in plan.parameters if p.terms}
@@ -175,22 +178,24 @@ def _inexact_because(plan: Plan) -> list[str]:
     return reasons
 
 
-def _is_pair(group: dict[str, Any]) -> bool:
-    return len(group["producers"]) == len(group["consumers"]) == 1
+def _ends(item: dict[str, Any]) -> set[tuple[str, str, int]]:
+    """The producer, consumer and channels of a pair, or of a group that is no more than that."""
+    producers = item.get("producers") or [item.get("producer")]
+    consumers = item.get("consumers") or [item.get("consumer")]
+    if len(producers) > 1 or len(consumers) > 1:
+        return set()
+    return {(producers[0], consumers[0], item["channels"])}
 
 
-def _pairs_alone(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """The groups of one producer and one consumer, as pairs."""
-    return [
-        {**group, "producer": group["producers"][0], "consumer": group["consumers"][0]}
-        for group in data["groups"]
-        if _is_pair(group)
-    ]
+def _single_pairs(data: dict[str, Any]) -> set[tuple[str, str, int]]:
+    """The ends of the groups that are one pair."""
+    pairs = set().union(*map(_ends, data["pairs"]))
+    return pairs & set().union(*map(_ends, data["groups"]))
 
 
 def _show_groups(
     console: Console, groups: list[dict[str, Any]], data: dict[str, Any], everything: bool
-) -> None:
+) -> bool:
     shown = groups if everything else groups[:_TABLE_GROUPS]
     rows = []
     for group in shown:
@@ -204,13 +209,14 @@ def _show_groups(
         rows.append(([str(group["channels"])], producers, consumers, via))
     what = "Groups" if everything else "Groups with several producers or consumers"
     title = f"{what}: {len(groups)} of {len(data['groups'])}"
-    console.print(_table(console, title, ["channels", "producers", "consumers", "via"], rows, 1))
-    _say_left_out(console, len(groups) - len(shown), "group")
+    columns = ["channels", "producers", "consumers", "via"]
+    left_out = _left_out(len(groups) - len(shown), "group")
+    return _print_table(console, title, columns, rows, left_out, leading=1)
 
 
 def _show_pairs(
     console: Console, pairs: list[dict[str, Any]], data: dict[str, Any], everything: bool
-) -> None:
+) -> bool:
     title = f"Pairs: all {len(pairs)}"
     if len(pairs) < len(data["pairs"]):
         title = f"Pairs: {len(pairs)} of {len(data['pairs'])}, the others are in the groups above"
@@ -221,52 +227,42 @@ def _show_pairs(
         )
         for pair in pairs
     )
-    found = list(runs(named, fold=not everything and len(pairs) > _SPELLED_PAIRS))
+    found = runs(named, fold=not everything and len(pairs) > _SPELLED_PAIRS)
     shown = found if everything else found[:_TABLE_PAIRS]
     rows = []
     for run in shown:
         (channels, via), (producer, consumer) = run.key, run.spelled()
         number = f"{channels}" if run.count == 1 else f"{run.count} x {channels}"
         rows.append(([number], [producer], [consumer], via))
-    console.print(_table(console, title, ["channels", "producer", "consumer", "via"], rows, 0))
-    _say_left_out(console, sum(run.count for run in found[len(shown) :]), "pair")
+    columns = ["channels", "producer", "consumer", "via"]
+    left_out = _left_out(sum(run.count for run in found[len(shown) :]), "pair")
+    return _print_table(console, title, columns, rows, left_out)
 
 
-def _show_blocked(console: Console, blocked: list[dict[str, str]]) -> None:
-    """One row for each reason and side."""
-    alike: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for side in blocked:
-        alike.setdefault((side["reason"], side["side"]), []).append(side)
+def _show_blocked(console: Console, blocked: list[dict[str, str]], everything: bool) -> bool:
+    """One row for each reason and side, or for each blocked side."""
+    alike: dict[Hashable, list[dict[str, str]]] = {}
+    for i, side in enumerate(blocked):
+        alike.setdefault(i if everything else (side["reason"], side["side"]), []).append(side)
+    shown = list(alike.values())[: None if everything else _TABLE_REASONS]
     rows = []
-    for (reason, side_name), sides in list(alike.items())[:_TABLE_REASONS]:
+    for sides in shown:
         names = folded([side["weight"] for side in sides])
-        place = [p for p in (sides[0]["node"], short_source(sides[0]["source"])) if p]
-        if len(sides) > 1 and place:
-            place[0] = f"first: {place[0]}"
-        rows.append(([f"{len(sides)} {side_name}{'s' * (len(sides) > 1)}"], names, place, reason))
+        if len(names) > _SHOWN_NAMES:
+            names[_SHOWN_NAMES:] = [f"and {len(names) - _SHOWN_NAMES} more: --all"]
+        first = sides[0]
+        where = [place for place in (first["node"], short_source(first["source"])) if place]
+        if len(sides) > 1 and where:
+            where[0] = f"first: {where[0]}"
+        number = _count(len(sides), first["side"])
+        rows.append(([number], names, where, first["reason"]))
     title = f"Blocked sides of weights: {len(blocked)}"
-    console.print(_table(console, title, ["sides", "weights", "where", "why"], rows, 1))
-    left_out = list(alike.values())[_TABLE_REASONS:]
-    _say_left_out(console, sum(map(len, left_out)), "blocked side")
+    left_out = _left_out(len(blocked) - sum(map(len, shown)), "blocked side")
+    columns = ["sides", "weights", "where", "why"]
+    return _print_table(console, title, columns, rows, left_out, leading=0 if everything else 1)
 
 
-def _show_every_blocked(console: Console, blocked: list[dict[str, str]]) -> None:
-    rows = [
-        (
-            [side["side"]],
-            [short(side["weight"])],
-            [place for place in (side["node"], side["source"]) if place],
-            side["reason"],
-        )
-        for side in blocked
-    ]
-    title = f"Blocked sides of weights: {len(blocked)}"
-    console.print(_table(console, title, ["side", "weight", "where", "why"], rows, 0))
-
-
-def _show_totals(
-    console: Console, data: dict[str, Any], notes: Sequence[tuple[str, str]]
-) -> None:
+def _show_totals(console: Console, data: dict[str, Any], notes: Sequence[tuple[str, str]]) -> None:
     from rich.table import Table
 
     totals = data["totals"]
@@ -292,33 +288,41 @@ def _show_totals(
     console.print(table)
 
 
-def _say_left_out(console: Console, count: int, what: str) -> None:
-    if count:
-        verb, them = ("is", "it") if count == 1 else ("are", "them")
-        console.print(f"  {_count(count, f'more {what}')} {verb} not shown: --all shows {them}")
-        console.print()
+def _left_out(count: int, what: str) -> str:
+    verb, them = ("is", "it") if count == 1 else ("are", "them")
+    return f"{_count(count, f'more {what}')} {verb} not shown: --all shows {them}" if count else ""
 
 
 _Row = tuple[list[str], list[str], list[str], str]
 
 
-def _table(
-    console: Console, title: str, columns: list[str], rows: list[_Row], leading: int
-) -> Table:
-    """Four columns: a short one, two of names (a line each, broken at dots), one of words."""
+def _print_table(
+    console: Console,
+    title: str,
+    columns: list[str],
+    rows: list[_Row],
+    left_out: str,
+    leading: int = 0,
+) -> bool:
+    """Four columns: a short one, two of names (a line each, broken at dots), one of words.
+
+    Returns whether some name stands for several.
+    """
     from rich import box
     from rich.table import Table
 
     first = max(len(columns[0]), *(len(line) for row in rows for line in row[0]))
-    words = max(len(columns[3]), *(len(row[3]) for row in rows))
-    words = min(words, max(18, (console.width - first) // 4))
-    room = console.width - first - words - 9  # what is left after the space between columns
-    widths = _share(room, *(max(len(n) for row in rows for n in (*row[i], "")) for i in (1, 2)))
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
-                  leading=leading, pad_edge=False)  # fmt: skip
+    wanted = [max(len(name) for row in rows for name in (*row[i], columns[i])) for i in (1, 2)]
+    longest = max((len(word) for row in rows for word in row[3].split()), default=0)
+    room = console.width - first - 6  # 6 for the space between columns
+    words = min(max(room - sum(wanted), longest, len(columns[3]), 16), 30)
+    widths = _share(room - words, *wanted)
+    table = Table(
+        box=box.SIMPLE_HEAD, leading=leading, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0)
+    )
     table.add_column(columns[0], justify="right", no_wrap=True)
     for column, width in zip(columns[1:3], widths, strict=True):
-        table.add_column(column, width=max(width, len(column)), overflow="fold")
+        table.add_column(column, width=width, overflow="fold")
     table.add_column(columns[3], max_width=words, overflow="fold")
     for first_lines, one, two, last in rows:
         cells = (
@@ -326,7 +330,12 @@ def _table(
             for names, width in ((one, widths[0]), (two, widths[1]))
         )
         table.add_row("\n".join(first_lines), *cells, last)
-    return table
+    console.print(title, style="bold")
+    console.print(table)
+    if left_out:
+        console.print(f"  {left_out}")
+    console.print()
+    return any("{" in name for row in rows for names in row[1:3] for name in names)
 
 
 def _share(room: int, one: int, two: int) -> tuple[int, int]:

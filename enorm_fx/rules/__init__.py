@@ -7,6 +7,7 @@ from enorm_fx.rules import (
     linear,
     normalization,
     pooling,
+    product,
     reduction,
     shape,
 )
@@ -14,6 +15,6 @@ from enorm_fx.rules.propagate import Labels, propagate
 from enorm_fx.rules.registry import find, rule, table
 
 __all__ = [
-    "Labels", "attention", "elementwise", "find", "join", "linear", "normalization", "pooling", "propagate",
+    "Labels", "attention", "elementwise", "find", "join", "linear", "normalization", "pooling", "product", "propagate",
     "reduction", "rule", "shape", "table",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def clamp(
     if ctx.node is None or ctx.node.op in ("hardtanh", "relu6"):
         return bounded(ctx, input)
     if any(isinstance(b, Label) or b != 0 for b in bounds):
-        return bounded(ctx, input)
+        return bounded(ctx, input, *bounds)
     return Label(ctx.shape, input.terms, input.wild)
 
 
@@ -89,6 +90,18 @@ def glu(ctx: Context, input: Label, dim: int = -1) -> Label:
     gate = input.map(ctx.shape, lambda ids: _narrow(ids, dim, size, size))
     ctx.pin(gate, "'glu' takes the sigmoid of its second half")
     return half
+
+
+def labels_in(value: Any) -> Iterator[Label]:
+    """Every label inside nested tuples, lists and dicts."""
+    if isinstance(value, Label):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from labels_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from labels_in(item)
 
 
 def _narrow(ids: torch.Tensor, dim: int, start: int, length: int) -> torch.Tensor:
@@ -147,15 +160,15 @@ def scale_free(ctx: Context, input: Label) -> Label:
 
 @rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
       "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")  # fmt: skip
-def like(ctx: Context, input: Any, *args: Any, **kwargs: Any) -> Label:
+def like(ctx: Context, input: Any, *args: Any, **kwargs: Any) -> Any:
     """Only the shape of the input is read."""
-    return constant(ctx)
+    return constant(ctx, *args, **kwargs)
 
 
 @rule("zeros", "ones", "full", "arange", "linspace", "eye", "tensor", "as_tensor", "scalar_tensor",
       "rand", "randn", "randint", "randperm", "tril_indices", "triu_indices")  # fmt: skip
 def constant(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """A tensor made from numbers: it keeps its values."""
-    if any(isinstance(a, Label) and a.terms for a in args):
+    if any(ctx.known(label).terms for label in labels_in((args, kwargs))):
         return NotImplemented
     return Label(ctx.shape)

@@ -227,38 +227,6 @@ def _convolved(ctx: Context, grouped: Label, input: Label, bias: Label | None) -
     return y
 
 
-@rule("matmul", "mm", "bmm", "mv", "dot", "inner_product", weights=("other",))
-def matmul(ctx: Context, input: Label, other: Label) -> Label:
-    """y[..., m, n] = sum_k x[..., m, k] w[..., k, n].
-
-    Symmetry: what varies along k cancels; y takes the rest of both. A parameter w that is met
-    first here takes r[n] - x[k].
-    """
-    if ctx.is_new(other) and len(other.shape) == 2:
-        inner = [LabelTerm(-t.coefficient, t.ids.reshape(-1, 1)) for t in moving(input, -1)]
-        fresh = LabelTerm(1, ctx.system.fresh(1, other.shape[1]))
-        other = ctx.define(other, [fresh, *inner])
-    elif ctx.is_new(other):
-        other = ctx.known(other)
-    x, y = input, other
-    vector_x, vector_y = len(x.shape) == 1, len(y.shape) == 1
-    if vector_x:
-        x = x.map((1, *x.shape), lambda ids: ids.unsqueeze(0))
-    if vector_y:
-        y = y.map((*y.shape, 1), lambda ids: ids.unsqueeze(1))
-    left = x.map((*x.shape, 1), lambda ids: ids.unsqueeze(-1))
-    right = y.map((*y.shape[:-2], 1, *y.shape[-2:]), lambda ids: ids.unsqueeze(-3))
-    product = add(torch_broadcast(left.shape, right.shape), left, right)
-    result = contract(ctx, product, len(product.shape) - 2)
-    if vector_y:
-        result = result.map(result.shape[:-1], lambda ids: ids.squeeze(-1))
-    if vector_x:
-        axis = len(result.shape) - (1 if vector_y else 2)
-        shape = (*result.shape[:axis], *result.shape[axis + 1 :])
-        result = result.map(shape, lambda ids: ids.squeeze(axis))
-    return result
-
-
 @rule("embedding", weights=("weight",))
 def embedding(
     ctx: Context, input: Label, weight: Label, padding_idx: Any = None, max_norm: Any = None,

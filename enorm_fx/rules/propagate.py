@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,7 +54,8 @@ def propagate(
     for node in trace.nodes:
         context.node = node
         context.because(f"'{node.op}'")
-        values.append(_label(context, node, values, free))
+        label = _label(context, node, values, free)
+        values.append(_settled(label) if node.index in trace.written else label)
     if not free:
         for node, how in trace.outputs:
             for label in _labels_in(values[node.index]):
@@ -163,6 +164,13 @@ def _checked(context: Context, node: Node, label: Any, values: list[Any]) -> Any
         context.because(f"'{node.op}' writes in place")
         context.system.equal(context.known(result), context.known(target))
     return label
+
+
+def _settled(label: Any) -> Any:
+    """Zeros that something is written into later do not fit every label."""
+    if isinstance(label, tuple):
+        return tuple(_settled(item) for item in label)
+    return replace(label, wild=False) if isinstance(label, Label) and label.wild else label
 
 
 def _labels_in(value: Any) -> list[Label]:

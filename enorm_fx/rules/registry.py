@@ -120,7 +120,8 @@ class Context:
 
     def is_new(self, label: Label) -> bool:
         """A parameter that has no label yet: the rule that meets it first gives it one."""
-        return self.parameter_name(label) is not None and not label.terms
+        name = self.parameter_name(label)
+        return name is not None and name not in self.parameters
 
     def parameter_name(self, label: Label) -> str | None:
         if label.node < 0 or self.trace.nodes[label.node].op != "parameter":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from enorm_fx.tracing.keys import op_key
@@ -95,7 +96,8 @@ def _neutral(node: fx.Node, made: dict[fx.Node, Node], counts: dict[str, int]) -
 
 def _spec(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return Spec(tuple(int(n) for n in value.shape), value.dtype)
+        memory = value.untyped_storage()._cdata if value.layout is torch.strided else 0
+        return Spec(tuple(int(n) for n in value.shape), value.dtype, memory)
     if isinstance(value, (tuple, list)):
         return tuple(_spec(item) for item in value)
     return None

@@ -123,6 +123,7 @@ class Recorder(TorchFunctionMode):
         self._fakes: dict[int, Tensor] = {}
         self._alive: list[Any] = []
         self._storages: dict[int, str] = {}
+        self._numbers = {id(b) for b in model.buffers() if b.is_floating_point()}
         self._name_parameters()
 
     def _name_parameters(self) -> None:
@@ -274,7 +275,9 @@ class Recorder(TorchFunctionMode):
             if owner is not None:
                 self.tied[owner] = "its memory is shared with a tensor that is not a parameter"
         node = self.graph.create_node("get_attr", PARAMETER if name else CONSTANT)
-        node.meta = {"value": fake, "name": name or "", "real": None if name else tensor}
+        # A buffer of numbers may hold others tomorrow: nothing is concluded from its values.
+        unknown = name is not None or id(tensor) in self._numbers
+        node.meta = {"value": fake, "name": name or "", "real": None if unknown else tensor}
         self._remember(fake, node)
         self._fakes[id(tensor)] = fake
         self._alive.append(tensor)

@@ -20,10 +20,14 @@ MAX_CONSTANT = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """Shape and dtype of one tensor; tracing keeps no data."""
+    """Shape and dtype of one tensor; tracing keeps no data.
+
+    memory: tensors with the same number (0: unknown) are views of the same memory.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    memory: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +68,7 @@ class Trace:
     tied:       parameters that must stay as they are, with the reason (shared memory).
     front_end:  "symbolic" or "export".
     inputs:     the call that was traced, as (args, kwargs).
+    written:    indices of the nodes whose memory some call writes into, itself or through a view.
     """
 
     nodes: tuple[Node, ...]
@@ -72,13 +77,17 @@ class Trace:
     tied: dict[str, str]
     front_end: str
     inputs: tuple[tuple[Any, ...], dict[str, Any]]
+    written: frozenset[int] = field(init=False)
     _values: dict[int, Tensor | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "written", _written(self.nodes))
 
     def value(self, node: Node) -> Tensor | None:
         """The value of a constant, or of a call on constants alone; None where it has none."""
         if node.index not in self._values:
             self._values[node.index] = None  # unless all goes well
-            if _small(node.out):
+            if _small(node.out) and node.index not in self.written:
                 self._values[node.index] = self._evaluate(node)
         return self._values[node.index]
 
@@ -87,12 +96,52 @@ class Trace:
             return None
         if node.op == CONSTANT:
             return node.compute()
-        inputs = {n.index: self.value(n) for n in node.inputs()}
+        if node.op in _SHAPE_ONLY:
+            inputs = {n.index: _of_shape(n.out) for n in node.inputs()}
+        else:
+            inputs = {n.index: self.value(n) for n in node.inputs()}
         if any(v is None for v in inputs.values()):
             return None
         args, kwargs = replace_nodes((node.args, node.kwargs), lambda n: inputs[n.index])
         with torch.no_grad():
             return node.compute(*args, **kwargs)
+
+
+# Calls that read no value of the tensor that they are given.
+_SHAPE_ONLY = ("zeros_like", "ones_like", "new_zeros", "new_ones")
+
+
+def _of_shape(out: Any) -> Tensor | None:
+    return torch.zeros(1, dtype=out.dtype).expand(out.shape) if isinstance(out, Spec) else None
+
+
+def _written(nodes: tuple[Node, ...]) -> frozenset[int]:
+    """Nodes that share memory with the target of a write."""
+    memory = {m for call in nodes for n in _targets(call) for m in _memory(n.out)}
+    return frozenset(n.index for n in nodes if not memory.isdisjoint(_memory(n.out)))
+
+
+# Functions that may write in place by a positional flag and give something else for zero.
+_FLAGGED = ("hardsigmoid", "hardtanh", "threshold", "alpha_dropout", "feature_alpha_dropout")
+_RUNNING = ("batch_norm", "instance_norm", "batch_norm_flat", "instance_norm_flat")
+
+
+def _targets(node: Node) -> Iterator[Node]:
+    """The tensors that a call may write into."""
+    if node.inplace or node.kwargs.get("inplace") or node.op in _FLAGGED:
+        yield from nodes_in((node.args[:1], node.kwargs))
+    if node.op in _RUNNING:  # running statistics
+        yield from nodes_in((node.args[1:], node.kwargs))
+    yield from nodes_in(node.kwargs.get("out"))
+
+
+def _memory(out: Any) -> Iterator[int]:
+    if isinstance(out, Spec):
+        if out.memory:
+            yield out.memory
+    elif isinstance(out, tuple):
+        for item in out:
+            yield from _memory(item)
 
 
 def nodes_in(value: Any) -> Iterator[Node]:
