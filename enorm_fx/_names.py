@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_BREAK = re.compile(r"[./](?![^{]*\})")  # not between the dots of {1..6}
+_BREAK = re.compile(r"[./](?!py:)(?![^{]*\})")  # not inside net.py:7 or {1..6}
 _SPELLED_NAMES = 4  # longer lists are folded: conv{1..6}
 
 

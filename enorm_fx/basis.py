@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enorm_fx.labels import Equations, LabelTerm, term_blocks
+from enorm_fx.labels import Equations, LabelTerm, distinct, term_blocks
 from enorm_fx.plan import Term
-from enorm_fx.solve import eliminate
+from enorm_fx.solve import connected, eliminate, merge_repeated
+
+_DENOMINATOR = 720720  # makes integers of every fraction that roots and squares lead to
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,94 +32,110 @@ def build_basis(size: int, parameters: dict[str, tuple[Term, ...]]) -> Basis:
 
     size: number of variables; parameters: name -> terms, in execution order.
     """
-    rows = {name: _rows(terms) for name, terms in parameters.items() if terms}
-    live = torch.zeros(size, dtype=torch.bool)
-    nothing = torch.zeros(size, dtype=torch.bool)
-    for equations in (e for block in rows.values() for e in block):
-        ids, weights = _merge(equations, nothing)
-        live[ids[weights != 0]] = True
-    live[_redundant(size, list(rows.values()))] = False
-    return _group(size, parameters, live)
+    compact = {
+        name: tuple(Term(t.coefficient, distinct([t.index])[0]) for t in terms)
+        for name, terms in parameters.items()
+    }
+    live = torch.zeros(size + 1, dtype=torch.bool)  # the last entry stands for index -1
+    redundant = _redundant(size, parameters, live)
+    live[redundant] = False
+    return _group(size, compact, live[:size])
 
 
-def _rows(terms: tuple[Term, ...]) -> list[Equations]:
-    """Independent rows that span the log scales of a parameter's entries.
+def _redundant(size: int, parameters: dict[str, tuple[Term, ...]], live: Tensor) -> Tensor:
+    """Variables to leave out because some direction of u moves no weight at all.
 
-    A matrix f(i) + g(j) is spanned by f(0) + g(0), f(i) - f(0) and g(j) - g(0).
+    Marks in `live` every variable that moves something. A direction moves nothing if every
+    parameter f(i) + g(j) has constant f and constant g that add up to zero. So variables along
+    one axis of a parameter are one unknown (a connected component), with one equation per
+    parameter; those few are eliminated exactly.
     """
-    blocks = term_blocks([LabelTerm(1, t.index) for t in terms])
-    coefficients = {id(t.index): round(t.coefficient * _DENOMINATOR) for t in terms}
-    result: list[Equations] = []
-    base: list[tuple[int, int]] = []
-    for block in blocks:
-        ids = torch.stack([x.reshape(-1) for x in torch.broadcast_tensors(*(t.ids for t in block))])
-        weights = torch.tensor([coefficients[id(t.ids)] for t in block]).unsqueeze(1)
-        ids = ids.unique(dim=1) if ids.shape[1] > 1 else ids
-        first = ids[:, :1].expand_as(ids)
-        spread = torch.cat([weights, -weights]).expand(-1, ids.shape[1])
-        result.append(Equations(spread, torch.cat([ids, first]), 0))
-        base += zip(weights[:, 0].tolist(), ids[:, 0].tolist(), strict=True)
-    weight, variable = torch.tensor(base).T.unsqueeze(-1)
-    result.append(Equations(weight, variable, 0))
-    return result
+    edges: list[Tensor] = []
+    base: list[list[tuple[int, int]]] = []
+    mixed: list[Equations] = []
+    for terms in parameters.values():
+        coefficients = {id(t.index): round(t.coefficient * _DENOMINATOR) for t in terms}
+        row: dict[int, int] = {}
+        for block in term_blocks([LabelTerm(1, t.index) for t in terms]) if terms else ():
+            weights = [coefficients[id(t.ids)] for t in block]
+            ids = [i.reshape(-1) for i in torch.broadcast_tensors(*distinct([t.ids for t in block]))]
+            for weight, i in zip(weights, ids, strict=True):
+                row[int(i[0])] = row.get(int(i[0]), 0) + weight
+            if len(ids) == 1:
+                edges.append(torch.stack([ids[0], ids[0][:1].expand_as(ids[0])]) % (size + 1))
+                if len(ids[0]) > 1:
+                    live[ids[0]] = True
+            else:
+                mixed.append(_differences(ids, weights))
+                moved, weight_ = merge_repeated(mixed[-1])
+                live[moved[weight_ != 0]] = True
+        base.append([(v, w) for v, w in row.items() if w and v >= 0])
+        for variable, _ in base[-1]:
+            live[variable] = True
+    component = connected(size + 1, edges)
+    known = component == component[size]  # together with something pinned
+    longest = max(map(len, base), default=0)
+    padded = torch.tensor([[*row, *[(-1, 0)] * (longest - len(row))] for row in base])
+    if padded.numel():
+        mixed.append(Equations(padded[..., 1].T, padded[..., 0].T, 0))
+    # One variable of each free component, its first, is set to zero: that fixes the direction.
+    return _unsettled(size, mixed, component, known)
 
 
-_DENOMINATOR = 720720  # makes integers of every fraction that roots and squares lead to
+def _differences(ids: list[Tensor], weights: list[int]) -> Equations:
+    """Rows f(i) - f(0) of a sum of several terms along the same axes."""
+    stacked = torch.stack(ids)
+    weight = torch.tensor(weights).unsqueeze(1)
+    spread = torch.cat([weight, -weight]).expand(-1, stacked.shape[1])
+    return Equations(spread, torch.cat([stacked, stacked[:, :1].expand_as(stacked)]), 0)
 
 
-def _redundant(size: int, rows: list[list[Equations]]) -> Tensor:
-    """Variables to leave out because some direction moves no weight at all.
+def _unsettled(size: int, rows: list[Equations], component: Tensor, known: Tensor) -> Tensor:
+    """Components that stay free when every row must vanish.
 
-    A variable that some entry has alone is settled; with it settled, others follow. What never
-    settles is eliminated exactly.
+    A component that some row has alone is settled at zero; with it, others follow. What is left
+    is eliminated exactly.
     """
-    settled = torch.zeros(size, dtype=torch.bool)
-    pending = [e for block in rows for e in block]
-    while True:
-        open_rows = []
+    settled = torch.zeros(size + 1, dtype=torch.bool)
+    settled[component[known]] = True
+    used = torch.zeros(size + 1, dtype=torch.bool)
+    pending = []
+    for equations in rows:
+        ids = torch.where(equations.ids < 0, size, equations.ids)
+        pending.append(Equations(equations.weights, component[ids], 0))
+        used[component[ids[equations.weights != 0]]] = True
+    progress = True
+    while pending and progress:
         progress = False
+        still = []
         for equations in pending:
-            ids, weights = _merge(equations, settled)
+            weights = torch.where(settled[equations.ids], 0, equations.weights)
+            ids, weights = merge_repeated(Equations(weights, equations.ids, 0))
             count = (weights != 0).sum(dim=0)
             single = (weights != 0) & (count == 1)
             if bool(single.any()):
                 settled[ids[single]] = True
                 progress = True
             if bool((count > 1).any()):
-                open_rows.append(Equations(weights[:, count > 1], ids[:, count > 1], 0))
-        pending = open_rows
-        if not progress or not pending:
-            break
-    if not pending:
-        return torch.zeros(0, dtype=torch.int64)
-    seen = torch.cat([e.ids[e.weights != 0] for e in pending]).unique()
+                still.append(Equations(weights[:, count > 1], ids[:, count > 1], 0))
+        pending = still
     sums, zeros = eliminate(pending)
-    return torch.tensor([v for v in seen.tolist() if v not in sums and v not in zeros])
-
-
-def _merge(equations: Equations, settled: Tensor) -> tuple[Tensor, Tensor]:
-    """Drop pinned and settled variables, add up repeated ones."""
-    ids, order = equations.ids.sort(dim=0)
-    weights = equations.weights.gather(0, order)
-    weights = torch.where((ids < 0) | settled[ids], 0, weights)
-    for k in range(len(ids) - 1):
-        same = ids[k] == ids[k + 1]
-        weights[k + 1] += torch.where(same, weights[k], 0)
-        weights[k] = torch.where(same, 0, weights[k])
-    return ids, weights
+    used &= ~settled
+    used[[*sums, *zeros]] = False
+    return used.nonzero().squeeze(1)
 
 
 def _group(size: int, parameters: dict[str, tuple[Term, ...]], live: Tensor) -> Basis:
     """Variables that move the same parameters in the same way, next to each other in u."""
-    signature = torch.zeros(size, dtype=torch.int64)
-    first = torch.full((size,), len(parameters))
+    signature = torch.zeros(size + 1, dtype=torch.int64)
+    first = torch.full((size + 1,), len(parameters))
     for position, (name, terms) in enumerate(parameters.items()):
         for term in terms:
-            ids = term.index.reshape(-1).unique()
-            ids = ids[ids >= 0]
+            ids = term.index.reshape(-1)
             axes = tuple(a for a, n in enumerate(term.index.shape) if n > 1)
-            signature[ids] += _hash(name, term.coefficient, axes)
-            first[ids] = torch.minimum(first[ids], torch.tensor(position))
+            # Assigned, not added: an index that occurs twice gets the same value twice.
+            signature[ids] = signature[ids] * _MIX + _hash(name, term.coefficient, axes)
+            first[ids] = torch.clamp(first[ids], max=position)
     scales = live.nonzero().squeeze(1)
     _, inverse = signature[scales].unique(return_inverse=True)
     count = int(inverse.max()) + 1 if len(scales) else 0
@@ -131,6 +149,9 @@ def _group(size: int, parameters: dict[str, tuple[Term, ...]], live: Tensor) -> 
     index = torch.full((size,), -1)
     index[scales[order]] = torch.arange(len(scales))
     return Basis(index, tuple(torch.bincount(rank[inverse], minlength=count).tolist()))
+
+
+_MIX = 0x5851F42D4C957F2D
 
 
 def _hash(*key: object) -> int:

@@ -11,9 +11,12 @@ import argparse
 import ast
 import contextlib
 import json
+import logging
+import math
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -36,19 +39,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; None takes those of the process.
     """
+    arguments = argparse.Namespace(traceback=False)
     try:
-        arguments = _parser().parse_args(argv)
+        _parser().parse_args(argv, arguments)
         status: int = arguments.run(arguments)
         sys.stdout.flush()
     except SystemExit as finished:  # argparse after --help and --version, rich on a closed pipe
-        return finished.code if isinstance(finished.code, int) else 0
+        return finished.code if isinstance(finished.code, int) else int(bool(finished.code))
     except BrokenPipeError:
         _forget_stdout()
         return 1
     except KeyboardInterrupt:
         return 130
     except EnormError as error:
-        print(f"enorm-fx: error: {_one_line(str(error))}", file=sys.stderr)
+        if arguments.traceback:
+            traceback.print_exception(error)
+        print(f"enorm-fx: error: {_one_line(error)}", file=sys.stderr)
         return 2
     return status
 
@@ -65,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="enorm-fx",
         description="Find every rescaling of a PyTorch model's weights that keeps its function.",
     )
-    parser.add_argument("--version", action="version", version=f"enorm-fx {__version__}")
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_analyze(commands)
     demo = commands.add_parser(
@@ -94,7 +100,8 @@ def _add_analyze(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("target", metavar="TARGET", help="package.module:name or path/to/file.py:name; the name "
         "is a class, a function that returns a module, or a module")  # fmt: skip
     add("--arg", action="append", default=[], metavar="NAME=VALUE", dest="arguments",
-        help="an argument for the class or function, a Python literal or else text; repeatable")  # fmt: skip
+        help="an argument for the class or function, a Python literal or else text; "
+        "repeatable")  # fmt: skip
     add("--input", action="append", default=[], metavar="SHAPE[:DTYPE]", dest="inputs",
         help="an example input, such as 1,3,224,224 or 2,16:int64; repeatable (default: a shape "
         "that the first layers admit)")  # fmt: skip
@@ -113,35 +120,151 @@ def _add_analyze(commands: argparse._SubParsersAction[_Parser]) -> None:
         "outputs (with --json on stderr); status 1 if an exact plan changes them")  # fmt: skip
     add("--all", action="store_true", help="leave no group, pair or blocked side out")
     add("--json", action="store_true", help="print everything as JSON, and nothing else, on stdout")
-    add("--traceback", action="store_true", help="when the model's own code fails, show where")
+    add("--traceback", action="store_true", help="show the traceback of an error too")
     parser.set_defaults(run=_analyze)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
     from enorm_fx.demo import run
 
-    run(_console(), arguments.output, epochs=arguments.epochs, seed=arguments.seed)
+    if not 0 <= arguments.seed < 2**32:
+        raise ArgumentError(f"--seed must be between 0 and 2**32 - 1, not {arguments.seed}")
+    try:
+        run(_console(), arguments.output, epochs=arguments.epochs, seed=arguments.seed)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ArgumentError(f"{arguments.output} cannot be written: {error}") from error
     return 0
 
 
 def _analyze(arguments: argparse.Namespace) -> int:
-    from enorm_fx._target import load
-    from enorm_fx.report import show, to_dict
+    from enorm_fx import _target
+    from enorm_fx.report import to_dict
 
+    target, keywords = _target.parse(arguments.target), _keywords(arguments.arguments)
     # What the model's code prints must not get into the JSON.
-    quiet = contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext()
-    with quiet, load(arguments.target, _keywords(arguments.arguments), arguments.traceback) as found:
-        with _in_mode(found.model, arguments.train), found.running("tracing it"):
-            plan, seconds = _timed_plan(found.model, arguments)
-            changed, kept = _verified(plan) if arguments.verify else ("", True)
+    aside = contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext()
+    with aside, _target.importable(target):
+        model = _target.load(target, keywords)
+        with (
+            _muted_logs(),
+            _target.in_mode(model, arguments.train),
+            _target.foreign_code("analyzing the model"),
+        ):
+            started = time.perf_counter()
+            plan = _plan(model, arguments)
+            seconds = time.perf_counter() - started
+            verified, status = _verified(plan) if arguments.verify else ("", 0)
     if arguments.json:
         print(json.dumps(to_dict(plan), indent=2))
-        if changed:
-            print(changed, file=sys.stderr)
-        return 0 if kept else 1
+        if verified:
+            print(f"verified: {verified}", file=sys.stderr)
+    else:
+        _show(plan, arguments, seconds, verified)
+    return status
+
+
+def _plan(model: nn.Module, arguments: argparse.Namespace) -> Plan:
+    from enorm_fx.analysis import analyze
+
+    return analyze(
+        model,
+        tuple(_example(text, model) for text in arguments.inputs) or None,
+        batchnorm=arguments.batchnorm,
+        biases=arguments.biases,
+        frozen=arguments.frozen,
+        tracer=arguments.tracer,
+    )
+
+
+def _verified(plan: Plan) -> tuple[str, int]:
+    """What verification found, and the exit status that it asks for."""
+    from enorm_fx.verify import verify
+
+    found = verify(plan)
+    text = (
+        f"largest relative change of the outputs {found.largest_change:.1e}, "
+        f"{found.trials} random rescalings in float64"
+    )
+    if found.exact and not found.largest_change <= _ROUNDING:
+        return f"NOT KEPT, although the plan is exact: {text}", 1
+    return text, 0
+
+
+def _show(plan: Plan, arguments: argparse.Namespace, seconds: float, verified: str) -> None:
+    from enorm_fx.report import show, to_dict
+
     mode = "training" if arguments.train else "evaluation"
-    notes = [("traced", f"{plan.tracer} front end, {seconds:.1f} s")]
-    notes += [("verified", changed)] if changed else []
-    title = f"{type(plan.model).__name__} from {arguments.target}, in {mode} mode"
+    notes = [("traced", f"in {mode} mode by the {plan.tracer} front end, {seconds:.1f} s")]
+    if verified:
+        notes.append(("verified", verified))
+    title = f"{type(plan.model).__name__} from {arguments.target}"
     show(_console(), to_dict(plan), title=title, notes=notes, everything=arguments.all)
-    return 0 if kept else 1
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False)  # names may contain brackets
+
+
+def _keywords(arguments: Sequence[str]) -> dict[str, Any]:
+    """The values of --arg NAME=VALUE: Python literals, anything else as text."""
+    result: dict[str, Any] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals or not name.isidentifier():
+            raise ArgumentError(f"--arg must be NAME=VALUE, not '{argument}'")
+        try:
+            result[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            result[name] = value
+    return result
+
+
+def _example(text: str, model: nn.Module) -> Tensor:
+    """The tensor of --input SHAPE[:DTYPE]; the type is by default that of the model's weights."""
+    import torch
+
+    sizes, colon, name = text.partition(":")
+    weights = (p.dtype for p in model.parameters() if p.is_floating_point())
+    dtype = getattr(torch, name, None) if colon else next(weights, torch.get_default_dtype())
+    if not isinstance(dtype, torch.dtype):
+        raise ArgumentError(f"--input {text}: '{name}' is no torch dtype, such as int64")
+    try:
+        shape = [int(size) for size in sizes.split(",")]
+    except ValueError:
+        shape = [0]
+    if min(shape) < 1 or math.prod(shape) >= 2**63:
+        raise ArgumentError(f"--input must be a shape such as 1,3,224,224, not '{text}'")
+    try:
+        if dtype.is_floating_point or dtype.is_complex:
+            return torch.zeros(1, dtype=dtype).expand(shape)  # no memory, only a shape
+        # 0 and 1 in turn: valid as classes or tokens wherever there are two of them.
+        return (torch.arange(shape[-1]) % 2).to(dtype).expand(shape)
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentError(f"--input {text}: {error}") from error
+
+
+def _one_line(error: EnormError) -> str:
+    """The message in one line, without torch's C++ frames and in the words of the command line."""
+    message = str(error).partition("Exception raised from ")[0]
+    return " ".join(message.split()).replace("example_inputs", "--input")
+
+
+@contextlib.contextmanager
+def _muted_logs() -> Iterator[None]:
+    """torch logs a traceback for every call that does not fit; the error says it in one line."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _forget_stdout() -> None:
+    """Python flushes stdout once more at exit: let that go nowhere."""
+    with contextlib.suppress(OSError, ValueError):  # a replaced stdout may have no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

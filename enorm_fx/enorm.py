@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from enorm_fx.step.checks import (
     check_optimizer,
     check_settings,
 )
-from enorm_fx.step.coarse import correct_, make_coarse
+from enorm_fx.step.coarse import Coarse, correct_, make_coarse, unbounded
 from enorm_fx.step.measure import objective
 from enorm_fx.step.program import Program
 from enorm_fx.step.solve import Descent, alive, imbalance, log_cost, sweep_
@@ -197,6 +197,10 @@ def balance(
                  anyway, and the report's gap says where.
     example_inputs, batchnorm: for `analyze`, if a model is given.
 
+    Groups along which J has no minimum keep their scale: those with nothing in J on one side, and
+    those that could only shrink other weights for ever (p < inf), as where the last weight of
+    a residual network is zero.
+
     Gradients in `.grad` are rescaled too. An optimizer that already holds state for this model
     would be left behind: balance before training, or use `ENorm`.
 
@@ -224,7 +228,7 @@ def balance(
 
 def _converge_(descent: Descent, tol: float) -> tuple[int, float]:
     """Cycles until the gap is at most tol: the number of cycles, and the gap."""
-    coarse = None if math.isinf(descent.p) else make_coarse(descent, alive(descent))
+    coarse = None if math.isinf(descent.p) else _make_coarse_(descent)
     cycles, gap = 0, float(imbalance(descent))
     while gap > tol and cycles < _MAX_CYCLES:
         sweep_(descent, "sequential", exact=False)
@@ -232,6 +236,18 @@ def _converge_(descent: Descent, tol: float) -> tuple[int, float]:
             correct_(descent, coarse)
         cycles, gap = cycles + 1, float(imbalance(descent))
     return cycles, gap
+
+
+def _make_coarse_(descent: Descent) -> Coarse:
+    """The coarse problem of the groups that have a minimum; the others leave the descent."""
+    while True:
+        coarse = make_coarse(descent, alive(descent))
+        runaway = unbounded(descent, coarse)
+        if not runaway:
+            return coarse
+        layout = descent.layout
+        kept = tuple(g for number, g in enumerate(layout.groups) if number not in runaway)
+        descent.layout = replace(layout, groups=kept)
 
 
 def _round_(descent: Descent) -> None:

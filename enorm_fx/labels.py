@@ -146,7 +146,7 @@ class System:
         self._append([*blocks[0], *link])
 
     def _append(self, terms: Sequence[LabelTerm]) -> None:
-        ids = torch.broadcast_tensors(*_distinct([t.ids for t in terms]))
+        ids = torch.broadcast_tensors(*distinct([t.ids for t in terms]))
         rows = torch.stack([i.reshape(-1) for i in ids])
         weights = torch.tensor([t.coefficient for t in terms]).unsqueeze(1).expand_as(rows)
         self.equations.append(Equations(weights, rows, self.origin))
@@ -182,7 +182,7 @@ class System:
 _FEW_ROWS = 2048
 
 
-def _distinct(ids: list[Ids]) -> list[Ids]:
+def distinct(ids: list[Ids]) -> list[Ids]:
     """Drop repeated slices along each axis: a token beside 196 alike patches makes two rows.
 
     Slices are compared by a hash of 64 bits; small arrays are left as they are.

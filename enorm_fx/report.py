@@ -139,11 +139,12 @@ def show(
     """
     console.print(title, style="bold")
     console.print()
-    single = _single_pairs(data)
     groups, pairs = data["groups"], data["pairs"]
     if not everything:
-        groups = [group for group in groups if not _ends(group) & single]
-        pairs = [pair for pair in pairs if _ends(pair) & single]
+        groups, pairs = _told_once(groups)
+    if not data["groups"]:
+        console.print("No weight can be rescaled.")
+        console.print()
     folded_any = [
         _show_groups(console, groups, data, everything) if groups else False,
         _show_pairs(console, pairs, data, everything) if pairs else False,
@@ -166,7 +167,10 @@ def _inexact_because(plan: Plan) -> list[str]:
     reasons = []
     # With batchnorm="affine" a BatchNorm ends every path, so it is never between two weights.
     if any(op.startswith("batch_norm") for group in plan.groups for op in group.via):
-        reasons.append('batchnorm="skip" rescales across BatchNorm, whose parameters stay')
+        reasons.append(
+            'batchnorm="skip" rescales across BatchNorm, whose parameters stay'
+            ' (batchnorm="affine" is exact)'
+        )
     produced = {name for group in plan.groups for name in group.producers}
     follows = {p.name for p in plan.parameters if p.terms}
     shapes = {p.name: p.shape for p in plan.parameters}
@@ -178,19 +182,16 @@ def _inexact_because(plan: Plan) -> list[str]:
     return reasons
 
 
-def _ends(item: dict[str, Any]) -> set[tuple[str, str, int]]:
-    """The producer, consumer and channels of a pair, or of a group that is no more than that."""
-    producers = item.get("producers") or [item.get("producer")]
-    consumers = item.get("consumers") or [item.get("consumer")]
-    if len(producers) > 1 or len(consumers) > 1:
-        return set()
-    return {(producers[0], consumers[0], item["channels"])}
-
-
-def _single_pairs(data: dict[str, Any]) -> set[tuple[str, str, int]]:
-    """The ends of the groups that are one pair."""
-    pairs = set().union(*map(_ends, data["pairs"]))
-    return pairs & set().union(*map(_ends, data["groups"]))
+def _told_once(groups: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Groups of several producers or consumers, and the other groups as pairs."""
+    several, pairs = [], []
+    for group in groups:
+        if len(group["producers"]) == len(group["consumers"]) == 1:
+            producer, consumer = group["producers"][0], group["consumers"][0]
+            pairs.append({**group, "producer": producer, "consumer": consumer})
+        else:
+            several.append(group)
+    return several, pairs
 
 
 def _show_groups(
@@ -203,10 +204,7 @@ def _show_groups(
         producers, consumers = (
             [short(n) for n in names] if everything else folded(names) for names in lists
         )
-        via = _ops(group["via"], everything)
-        if group["one_sided"]:
-            via += " (one-sided: keeps factor 1)"
-        rows.append(([str(group["channels"])], producers, consumers, via))
+        rows.append(([str(group["channels"])], producers, consumers, _via(group, everything)))
     what = "Groups" if everything else "Groups with several producers or consumers"
     title = f"{what}: {len(groups)} of {len(data['groups'])}"
     columns = ["channels", "producers", "consumers", "via"]
@@ -217,12 +215,13 @@ def _show_groups(
 def _show_pairs(
     console: Console, pairs: list[dict[str, Any]], data: dict[str, Any], everything: bool
 ) -> bool:
-    title = f"Pairs: all {len(pairs)}"
-    if len(pairs) < len(data["pairs"]):
-        title = f"Pairs: {len(pairs)} of {len(data['pairs'])}, the others are in the groups above"
+    elsewhere = max(len(data["pairs"]) - len(pairs), 0)
+    title = f"Pairs: {len(pairs)}"
+    if elsewhere:
+        title += f", the other {elsewhere} are in the groups above"
     named = (
         (
-            (pair["channels"], _ops(pair["via"], everything)),
+            (pair["channels"], _via(pair, everything)),
             (short(pair["producer"]), short(pair["consumer"])),
         )
         for pair in pairs
@@ -348,10 +347,12 @@ def _share(room: int, one: int, two: int) -> tuple[int, int]:
     return (max(room - two, 12), two) if two <= half else (half, half)
 
 
-def _ops(via: Sequence[str], everything: bool) -> str:
-    shown = via if everything or len(via) <= _SHOWN_OPS + 1 else via[:_SHOWN_OPS]
-    rest = len(via) - len(shown)
-    return " ".join(shown) + (f" ... (+{rest})" if rest else "")
+def _via(item: dict[str, Any], everything: bool) -> str:
+    ops = item["via"]
+    shown = ops if everything or len(ops) <= _SHOWN_OPS + 1 else ops[:_SHOWN_OPS]
+    rest = f" ... (+{len(ops) - len(shown)})" if len(ops) > len(shown) else ""
+    note = " (one-sided: keeps factor 1)" if item.get("one_sided") else ""
+    return " ".join(shown or ["(directly)"]) + rest + note
 
 
 def _count(number: int, what: str) -> str:

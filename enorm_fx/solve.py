@@ -119,14 +119,8 @@ def _reduce(
 
     Returns the rows that say more.
     """
-    ids = root[equations.ids]
-    weights = torch.where(ids < 0, 0, equations.weights * sign[equations.ids])
-    ids, order = ids.sort(dim=0)
-    weights = weights.gather(0, order)
-    for k in range(len(ids) - 1):  # add up what now is the same variable
-        same = ids[k] == ids[k + 1]
-        weights[k + 1] += torch.where(same, weights[k], 0)
-        weights[k] = torch.where(same, 0, weights[k])
+    signed = equations.weights * sign[equations.ids]
+    ids, weights = merge_repeated(Equations(signed, root[equations.ids], equations.origin))
     # Terms that are left stand last, in at most as many rows as there are terms.
     order = (weights != 0).int().argsort(dim=0, stable=True)
     ids, weights = ids.gather(0, order), weights.gather(0, order)
@@ -143,6 +137,18 @@ def _reduce(
             links.append(_link(ids[-2, double], ids[-1, double], opposite))
         hard |= (count == 2) & ~even
     return Equations(weights[:, hard], ids[:, hard], equations.origin)
+
+
+def merge_repeated(equations: Equations) -> tuple[Tensor, Tensor]:
+    """(ids, weights) with each variable once per row; those with id -1 are dropped (weight 0)."""
+    ids, order = equations.ids.sort(dim=0)
+    weights = equations.weights.gather(0, order)
+    weights = torch.where(ids < 0, 0, weights)
+    for k in range(len(ids) - 1):
+        same = ids[k] == ids[k + 1]
+        weights[k + 1] += torch.where(same, weights[k], 0)
+        weights[k] = torch.where(same, 0, weights[k])
+    return ids, weights
 
 
 def _link(x: Tensor, y: Tensor, opposite: Tensor) -> Tensor:

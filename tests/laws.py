@@ -114,7 +114,7 @@ def record(run: Callable[..., Any], inputs: tuple[Any, ...]) -> Recorded:
     module = as_module(run)
     flat = tuple(tensors_in(inputs))
     wrapped = _Flat(module, inputs)
-    traced = trace(wrapped, flat)
+    traced = trace(wrapped, flat, "symbolic")
     labels = propagate(traced, free=True, batchnorm="affine")
     return Recorded(wrapped, flat, traced, labels, solve(labels.system))
 
@@ -191,48 +191,84 @@ def redrawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return drawn.abs() + 0.1 if bool((tensor > 0).all()) else drawn
 
 
-def found_and_admitted(recorded: Recorded, draws: int = 16) -> tuple[int, int]:
-    """(dimension of the labels' solutions, numerical dimension of all scalings of the op).
+def found_scales(recorded: Recorded) -> int:
+    """The dimension of the solutions, seen in the exponents of inputs, parameters and outputs.
+
+    Entries of the output that are always zero are left out: any scale will do for them.
+    """
+    labels = _input_labels_used(recorded) + list(recorded.parameter_labels().values())
+    floating = [
+        label
+        for label, y in zip(recorded.output_labels(), _run(recorded), strict=True)
+        if is_floating(y)
+    ]
+    rows = [_matrix(recorded, label) for label in (*labels, *floating)]
+    inner = sum(len(r) for r in rows[: len(labels)])
+    found = torch.cat(rows)
+    keep = torch.cat([torch.ones(inner, dtype=torch.bool), ~_always_zero(recorded)])
+    return int(torch.linalg.matrix_rank(found[keep])) if found[keep].numel() else 0
+
+
+def admitted_scales(recorded: Recorded) -> int:
+    """The numerical dimension of all scalings of an op, entry by entry.
 
     A scaling gives every entry of every input and parameter an exponent a and every entry of the
     output one, b, such that (df/dlog x) a = f * b at random points; derivatives are central
-    differences. Entries of the output that are always zero scale at will and are left out.
+    differences.
     """
     generator = torch.Generator().manual_seed(2)
     module = copy.deepcopy(recorded.module)
-    used = [i for i in _positions(recorded.trace) if is_floating(recorded.inputs[i])]
-    names = [n for n, _ in module.named_parameters() if n in recorded.parameter_labels()]
     parameters = dict(module.named_parameters())
-    rows, sizes = [], []
-    for _ in range(draws):
-        inputs = [redrawn(x, generator) for x in recorded.inputs]
-        with torch.no_grad():
-            for name in names:
-                parameters[name].copy_(redrawn(parameters[name], generator))
-        leaves = [inputs[i] for i in used] + [parameters[n].data for n in names]
+    names = list(recorded.parameter_labels())
+    keep = ~_always_zero(recorded)
+    rows: list[Tensor] = []
+    wanted, draws = 1, 0
+    while draws < 16 or len(rows) * len(keep) < wanted:
+        draws += 1
+        inputs = _drawn(recorded, module, generator)
+        leaves = [inputs[i] for i in _floating_positions(recorded)]
+        leaves += [parameters[name].data for name in names]
         outputs = _numbers(run_again(module, tuple(inputs)))
-        columns = [
-            column for leaf in leaves for column in _log_derivatives(module, inputs, leaf)
-        ]
+        columns = [c for leaf in leaves for c in _log_derivatives(module, inputs, leaf)]
         jacobian = torch.stack(columns, dim=1) if columns else outputs.new_zeros(len(outputs), 0)
-        rows.append(torch.cat([jacobian, -torch.diag(outputs)], dim=1))
-        sizes.append(outputs.abs())
-    zero = torch.stack(sizes).amax(0) == 0
-    inner = rows[0].shape[1] - len(zero)
-    keep = torch.cat([torch.ones(inner, dtype=torch.bool), ~zero])
-    matrix = torch.cat(rows)[:, keep]
-    admitted = matrix.shape[1] - clear_rank(matrix, 1e-6)
+        rows.append(torch.cat([jacobian, -torch.diag(outputs)[:, keep]], dim=1))
+        wanted = 12 * rows[0].shape[1] if len(keep) else 0
+    matrix = torch.cat(rows)
+    return matrix.shape[1] - clear_rank(matrix, 1e-6)
 
+
+def _floating_positions(recorded: Recorded) -> list[int]:
+    """Which arguments reach an output and are floating point."""
+    return [i for i in _positions(recorded.trace) if is_floating(recorded.inputs[i])]
+
+
+def _input_labels_used(recorded: Recorded) -> list[Label]:
     by_position = dict(zip(_positions(recorded.trace), recorded.input_labels(), strict=True))
-    labels = [by_position[i] for i in used] + [recorded.parameter_labels()[n] for n in names]
-    outputs_before = run_again(recorded.module, recorded.inputs)
-    labels += [
-        label
-        for label, y in zip(recorded.output_labels(), outputs_before, strict=True)
-        if is_floating(y)
+    return [by_position[i] for i in _floating_positions(recorded)]
+
+
+def _run(recorded: Recorded) -> list[Tensor]:
+    return run_again(recorded.module, recorded.inputs)
+
+
+def _drawn(recorded: Recorded, module: nn.Module, generator: torch.Generator) -> list[Tensor]:
+    """Other inputs, and other parameters written into the module."""
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for name in recorded.parameter_labels():
+            parameters[name].copy_(redrawn(parameters[name], generator))
+    return [redrawn(t, generator) for t in recorded.inputs]
+
+
+def _always_zero(recorded: Recorded, draws: int = 32) -> Tensor:
+    """Which of the output's entries are zero whatever the inputs."""
+    generator = torch.Generator().manual_seed(4)
+    module = copy.deepcopy(recorded.module)
+    runs = [
+        _numbers(run_again(module, tuple(_drawn(recorded, module, generator))))
+        for _ in range(draws)
     ]
-    found = torch.cat([_matrix(recorded, label) for label in labels])[keep]
-    return int(torch.linalg.matrix_rank(found)) if found.numel() else 0, admitted
+    return torch.stack(runs).abs().amax(0) == 0
 
 
 def _numbers(outputs: list[Tensor]) -> Tensor:

@@ -21,12 +21,14 @@ class OpCase:
 
     slack: empty where the rule must find every scaling that the op admits; otherwise why it finds
            fewer by design.
+    scales: with slack, how many it finds; None where that is not the point.
     """
 
     name: str
     run: Callable[..., Any]
     inputs: tuple[Any, ...]
     slack: str = ""
+    scales: int | None = None
 
 
 def x(*shape: int) -> Tensor:
@@ -41,8 +43,17 @@ def pos(*shape: int) -> Tensor:
     return x(*shape).abs() + 0.1
 
 
-def spell(name: str, *args: Any, inputs: tuple[Any, ...], slack: str = "", **kwargs: Any) -> Iterator[OpCase]:
-    """The op as torch function, method and functional, each in place too where there is one."""
+IN_PLACE = "what is written in place keeps its label"
+
+
+def spell(
+    name: str, *args: Any, inputs: tuple[Any, ...], slack: str = "", in_place: str = "",
+    **kwargs: Any,
+) -> Iterator[OpCase]:  # fmt: skip
+    """The op as torch function, method and functional, each in place too where there is one.
+
+    in_place: the slack of the spellings that write in place.
+    """
     for space, home in _SPACES.items():
         for spelling in (name, f"{name}_"):
             function = getattr(home, spelling, None)
@@ -52,4 +63,6 @@ def spell(name: str, *args: Any, inputs: tuple[Any, ...], slack: str = "", **kwa
             def run(*tensors: Any, function: Any = function) -> Any:
                 return function(*tensors, *args, **kwargs)
 
-            yield OpCase(f"{space}.{spelling}", run, inputs, slack)
+            why = (spelling != name and in_place) or slack
+            shown = ", ".join(map(str, (*args, *(f"{k}={v}" for k, v in kwargs.items()))))
+            yield OpCase(f"{space}.{spelling}({shown})", run, inputs, why)

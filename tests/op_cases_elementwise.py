@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from op_cases import OpCase, pos, spell, x
+from op_cases import IN_PLACE, OpCase, pos, spell, x
 from torch import Tensor, nn
 
 aten = torch.ops.aten
@@ -20,6 +21,12 @@ def _in_place(f: object) -> object:
         return f(b, *rest), b  # type: ignore[operator]
 
     return run
+
+
+def _new_tensor(a: Tensor, b: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return a.new_tensor(b)
 
 
 def homogeneous() -> Iterator[OpCase]:
@@ -88,7 +95,7 @@ def activations_with_numbers() -> Iterator[OpCase]:
     yield OpCase("clamp(max=0)", lambda a: a.clamp(max=0), (a,))
     yield OpCase("clamp(min=0, max=0.5)", lambda a: torch.clamp(a, min=0, max=0.5), (a,))
     yield OpCase("clamp(None, 0)", lambda a: a.clamp(None, 0), (a,))
-    yield OpCase("clamp by tensors", lambda a, b: torch.clamp(a, min=b), (a, x(3)), "tensor bounds are pinned")
+    yield OpCase("clamp by tensors", lambda a, b: torch.clamp(a, min=b), (a, x(3)), "bounds that are tensors")
     yield from spell("clamp_min", 0, inputs=(a,))
     yield from spell("clamp_max", 0, inputs=(a,))
     yield from spell("clamp_min", -0.1, inputs=(a,))
@@ -98,7 +105,7 @@ def activations_with_numbers() -> Iterator[OpCase]:
     yield from spell("relu6", inputs=(a,), slack="6 is out of reach of the drawn numbers")
     yield OpCase("nn.ReLU6", nn.ReLU6(), (10 * a,), "6 is out of reach of the drawn numbers")
     yield from spell("threshold", 0, 0, inputs=(a,))
-    yield from spell("threshold", 0.1, 0, inputs=(a,))
+    yield from spell("threshold", 0.1, 0, inputs=(a,), slack="the boundary moves")
     yield from spell("threshold", 0, 0.3, inputs=(a,))
     yield OpCase("nn.Threshold(0, 0)", nn.Threshold(0, 0), (a,))
     for dim in (0, 1, -1, -2):
@@ -152,16 +159,17 @@ def bounded() -> Iterator[OpCase]:
 
 def powers() -> Iterator[OpCase]:
     a, p = x(2, 3), pos(2, 3)
-    yield from spell("square", inputs=(a,))
-    yield from spell("reciprocal", inputs=(a,))
-    yield from spell("sqrt", inputs=(p,))
-    yield from spell("rsqrt", inputs=(p,))
+    yield from spell("square", inputs=(a,), in_place=IN_PLACE)
+    yield from spell("reciprocal", inputs=(a,), in_place=IN_PLACE)
+    yield from spell("sqrt", inputs=(p,), in_place=IN_PLACE)
+    yield from spell("rsqrt", inputs=(p,), in_place=IN_PLACE)
     for exponent in (2, 3, 1, 0, -1, 0.5, -0.5, 1.5, 2.5, 0.3):
         yield from spell(
-            "pow", exponent, inputs=(p,), slack="" if exponent != 0.3 else "roots other than square"
+            "pow", exponent, inputs=(p,), in_place=IN_PLACE,
+            slack="" if exponent != 0.3 else "roots other than square",
         )
     yield OpCase("power operator", lambda a: a**2, (a,))
-    yield OpCase("power in place", _in_place(lambda b: b.__ipow__(2)), (p,))
+    yield OpCase("power in place", _in_place(lambda b: b.__ipow__(2)), (p,), IN_PLACE)
     yield OpCase("power by a constant tensor", lambda a: a ** torch.tensor(2.0), (a,))
     yield OpCase("power by a tensor", torch.pow, (p, x(3)))
     yield OpCase("number to a power", lambda a: 2**a, (a,))
@@ -188,7 +196,7 @@ def made_from_numbers() -> Iterator[OpCase]:
     yield OpCase("x + new_full", lambda a: a + a.new_full((3,), 0.5), (a,))
     yield OpCase("x * new_empty", lambda a: (a.new_empty(3) * 0, a), (a,))
     yield OpCase("x + new_tensor", lambda a: a + a.new_tensor([1.0, 2.0, 3.0]), (a,))
-    yield OpCase("new_tensor of a tensor", lambda a, b: a.new_tensor(b), (a, x(2)))
+    yield OpCase("new_tensor of a tensor", _new_tensor, (a, x(2)), "rarely met")
     for name, make in {
         "zeros": lambda: torch.zeros(3), "ones": lambda: torch.ones(3),
         "full": lambda: torch.full((3,), 0.7), "arange": lambda: torch.arange(1, 4),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -114,7 +115,7 @@ def chain(
 ) -> Case:
     """Linear or convolution layers with ReLU between them. widths: input, hidden ..., output."""
     layers: dict[str, nn.Module] = {}
-    for k, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for k, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
         size = kernels[k % len(kernels)]
         layers[f"layer_{k:02d}"] = (
             nn.Linear(fan_in, fan_out, bias=bias)

@@ -120,9 +120,7 @@ def _slope(cells: list[tuple[float, float]], s: float, p: float) -> float:
         up = max(x for x, (_, a) in zip(logs, cells, strict=True) if a > 0)
         return up - max(x for x, (_, a) in zip(logs, cells, strict=True) if a < 0)
     top = max(logs)
-    return math.fsum(
-        a * math.exp(p * (x - top)) for x, (_, a) in zip(logs, cells, strict=True)
-    )
+    return math.fsum(a * math.exp(p * (x - top)) for x, (_, a) in zip(logs, cells, strict=True))
 
 
 def apply(plan: Plan, u: list[float]) -> dict[str, Tensor]:

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
+import slow_reference as slow
 import torch
+from helpers import KINDS, largest_error, make, outputs, random_scales, same_bits, weights
+from plans import Case, all_cases, chain, residual
 from torch import Tensor, nn
 
-import slow_reference as slow
 from enorm_fx import enorm as enorm_module
 from enorm_fx.enorm import ENorm, Report, balance
 from enorm_fx.errors import ArgumentError, NonFiniteError
 from enorm_fx.plan import Plan
 from enorm_fx.step.apply import rescale_
-from enorm_fx.step.coarse import minimize
+from enorm_fx.step.coarse import make_coarse, minimize, unbounded
 from enorm_fx.step.measure import objective
-from plans import Case, all_cases, chain, residual
-from test_enorm import (
-    KINDS,
-    largest_error,
-    make,
-    outputs,
-    random_scales,
-    same_bits,
-    weights,
-)
+from enorm_fx.step.program import Program
+from enorm_fx.step.solve import alive
 
 
 def relative_gradient(plan: Plan, p: float, c: float) -> float:
@@ -98,11 +93,11 @@ def test_on_a_chain_every_consumer_has_c_times_its_producers_norm(
     case = chain([4, 6, 5, 7, 3], seed=8, kind=kind)
     balance(case.plan, p=p, c=c)
     found = norms(case, p)
-    for producer, consumer in zip(found, found[1:], strict=False):
+    for producer, consumer in itertools.pairwise(found):
         if math.isfinite(p):
             assert consumer / producer == pytest.approx(c, rel=1e-8)
     units = [w for n, w in weights(case.model).items() if n.endswith("weight")]
-    for producer, consumer in zip(units, units[1:], strict=False):
+    for producer, consumer in itertools.pairwise(units):
         left = torch.linalg.vector_norm(producer.flatten(1), p, dim=1)
         right = torch.linalg.vector_norm(consumer.transpose(0, 1).flatten(1), p, dim=1)
         assert torch.allclose(right, c * left, rtol=1e-8)
@@ -149,6 +144,33 @@ def test_dead_units_stay_and_the_others_are_balanced(p: float) -> None:
     assert int((first != 0).sum()) == 5
     assert int((second != 0).sum()) == 4
     assert all(bool(w.isfinite().all()) for w in new.values())
+
+
+@pytest.mark.parametrize("zero", ["head.weight", "embed.weight"])
+def test_a_scale_without_a_minimum_stays_and_the_others_are_balanced(zero: str) -> None:
+    case = residual(3, 6, 5, seed=1)
+    with torch.no_grad():
+        case.model.get_parameter(zero).zero_()
+    old = weights(case.model)
+    report = balance(case.plan)
+    new = weights(case.model)
+    assert report.gap <= 1e-10
+    assert report.norm_after < report.norm_before
+    ends = ["embed.weight", "embed.bias", "head.weight"]
+    assert same_bits({n: new[n] for n in ends}, {n: old[n] for n in ends})
+    for k in range(3):
+        up, down = new[f"up{k}.weight"].norm(), new[f"down{k}.weight"].norm()
+        assert float(up / down) == pytest.approx(1, rel=1e-8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scales_with_a_minimum_are_not_taken_for_others(kind: str) -> None:
+    case = make(kind, seed=3)
+    program = Program(case.plan, case.plan.groups, p=2.0, wide=True)
+    program.bind_()
+    with torch.no_grad():
+        descent, _ = program.measure_()
+        assert unbounded(descent, make_coarse(descent, alive(descent))) == set()
 
 
 # ---- the report ----

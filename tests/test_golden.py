@@ -7,16 +7,17 @@ convolutions the momentum too, and in `meta` the settings.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from plans import Case, chain
 from torch import Tensor
 
 from enorm_fx.enorm import ENorm
-from plans import Case, chain
 
 FILES = sorted((Path(__file__).parent / "data").glob("*.npz"))
 TOLERANCE = 1e-12
@@ -69,7 +70,11 @@ def largest_error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> flo
     if actual.keys() != expected.keys() or not expected:
         raise ValueError(f"names differ: {sorted(actual)}, {sorted(expected)}")
     return max(
-        float((actual[name] - expected[name]).abs().max() / expected[name].abs().max())
+        float(
+            ((actual[name] - expected[name]).abs() / expected[name].abs().max())
+            .nan_to_num(nan=math.inf)
+            .max()
+        )
         for name in expected
     )
 
@@ -114,5 +119,7 @@ def test_the_comparison_notices_one_wrong_entry() -> None:
     wrong["w"][1, 1] *= 1 + 1e-11
     assert largest_error(right, right) == 0
     assert largest_error(wrong, right) > TOLERANCE
+    wrong["w"][1, 1] = math.nan
+    assert largest_error(wrong, right) == math.inf
     with pytest.raises(ValueError, match="names differ"):
         largest_error({}, right)

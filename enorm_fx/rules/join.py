@@ -8,6 +8,7 @@ import torch
 
 from enorm_fx.labels import Label, LabelTerm, add
 from enorm_fx.rules.registry import Context, rule
+from enorm_fx.tracing.trace import Node
 
 _CONSTANT = "a constant is added"
 
@@ -122,7 +123,7 @@ def stack_columns(ctx: Context, tensors: Any) -> Any:
     """Concatenation along the last, first or third axis for tensors with enough axes."""
     op = ctx.node.op if ctx.node is not None else ""
     ndim = len(ctx.shape)
-    axis = {"hstack": 1, "column_stack": 1, "dstack": 2}.get(op, 0)
+    axis = min({"hstack": 1, "column_stack": 1, "dstack": 2}.get(op, 0), ndim - 1)
     if any(len(label.shape) != ndim for label in tensors):
         return NotImplemented
     return side_by_side(ctx, list(tensors), axis, ctx.shape)
@@ -190,8 +191,14 @@ def _concatenate_ids(pieces: list[torch.Tensor], axis: int) -> torch.Tensor:
 @rule("where")
 def where(ctx: Context, condition: Label, input: Any, other: Any) -> Any:
     """One or the other, entry by entry: both must scale alike, the condition not at all."""
+    if ctx.node is not None and _is_mask(ctx.node.args, 1) and not _is_mask(ctx.node.args, 0):
+        condition, input = input, condition  # x.where(condition, other)
     ctx.pin(condition, "a condition decides by it")
     return _choice(ctx, [input, other])
+
+
+def _is_mask(args: tuple[Any, ...], k: int) -> bool:
+    return k < len(args) and isinstance(args[k], Node) and args[k].out.dtype == torch.bool
 
 
 @rule("masked_fill")
@@ -201,7 +208,7 @@ def masked_fill(ctx: Context, input: Label, mask: Label, value: Any) -> Any:
         return _choice(ctx, [input, value])
     if value not in (0, float("inf"), float("-inf")):
         ctx.pin(input, f"entries are replaced by {value}")
-    return Label(ctx.shape, input.terms)
+    return add(ctx.shape, input)
 
 
 def _choice(ctx: Context, values: list[Any]) -> Any:

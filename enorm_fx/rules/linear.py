@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from enorm_fx.labels import Label, LabelTerm, add, expand_dims
+from enorm_fx.labels import Label, LabelTerm, add, expand_dims, squeeze_constant
 from enorm_fx.rules.registry import Context, rule
 
 
@@ -143,7 +143,8 @@ def conv(
         weight = ctx.define(weight, [fresh, *inner])
     # Product space (N, group, output of the group, input of the group, *space).
     w = _flat_kernel(ctx, weight, 2).map(
-        (groups, per_group, weight.shape[1]), lambda i: _split(i, 0, groups, per_group)
+        (groups, per_group, weight.shape[1]),
+        lambda i: squeeze_constant(_split(i, 0, groups, per_group)),
     )
     xs = x.map(
         (x.shape[0], groups, 1, weight.shape[1], *x.shape[2:]),
@@ -180,7 +181,8 @@ def conv_transpose(
         weight = ctx.define(weight, [LabelTerm(1, fresh), *inner])
     # Product space (N, group, input of the group, output of the group, *space).
     w = _flat_kernel(ctx, weight, 2).map(
-        (groups, per_group, outputs), lambda i: _split(i, 0, groups, per_group)
+        (groups, per_group, outputs),
+        lambda i: squeeze_constant(_split(i, 0, groups, per_group)),
     )
     xs = x.map(
         (x.shape[0], groups, per_group, 1, *x.shape[2:]),

@@ -13,6 +13,9 @@ from enorm_fx.labels import Label, LabelTerm, System
 from enorm_fx.rules.registry import Context, Entry, Origin, bind, find
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace, replace_nodes
 
+# Ops that in place change how memory is looked at, not what it holds.
+_SAME_MEMORY = ("squeeze", "unsqueeze", "transpose", "t", "detach", "requires_grad")
+
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -157,7 +160,7 @@ def _checked(context: Context, node: Node, label: Any, values: list[Any]) -> Any
             )
         if label.terms and node.out.dtype not in _FLOATING:
             return _unknown(context, node, values, "'{}' gives numbers that are not floating point")
-    if node.inplace:
+    if node.inplace and node.op not in _SAME_MEMORY:
         # Whatever else looks at the memory that was written sees the same label as before.
         target = values[next(node.inputs()).index]
         result = target if label is None else label

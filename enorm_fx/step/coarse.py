@@ -62,6 +62,34 @@ def make_coarse(descent: Descent, alive: Tensor) -> Coarse:
     return Coarse(tuple(classes), torch.cat([empty, *rows]), owner)
 
 
+def unbounded(descent: Descent, coarse: Coarse) -> set[int]:
+    """Numbers of groups whose scale would run away: J falls along it and has no minimum.
+
+    So it is where, say, a residual network's last weight is zero: the first one could shrink for
+    ever. Draw an arc between groups for each class of cells, from the scale that divides it to the
+    one that multiplies it (pinned: one common node). A class on no closed path can be made
+    as small as one likes; its groups are returned. Classes with other exponents than 1 and -1
+    count as closed: a group may be missed, but none is returned wrongly.
+    """
+    if not coarse.exponents.numel():
+        return set()
+    present = torch.cat([_log_totals(descent, c) for c in coarse.classes]) > -math.inf
+    pinned = coarse.exponents.shape[1]
+    arcs = torch.eye(pinned + 1, dtype=torch.float64)
+    ends = []
+    for row in coarse.exponents[present]:
+        up, down = (row > 0).nonzero().flatten().tolist(), (row < 0).nonzero().flatten().tolist()
+        if len(up) > 1 or len(down) > 1 or (up and down and float(row.sum())):
+            for group in [*up, *down]:
+                arcs[group, pinned] = arcs[pinned, group] = 1
+        else:
+            ends.append((*(down or [pinned]), *(up or [pinned])))
+            arcs[ends[-1]] = 1
+    for _ in range(max(1, pinned).bit_length()):
+        arcs = (arcs @ arcs).clamp(max=1)  # paths twice as long
+    return {g for tail, head in ends if not arcs[head, tail] for g in (tail, head)} - {pinned}
+
+
 def correct_(descent: Descent, coarse: Coarse) -> None:
     """Move every group by its best single log scale: descent.u changes, J falls."""
     totals = [_log_totals(descent, c) for c in coarse.classes]

@@ -15,6 +15,9 @@ from enorm_fx.plan import Plan
 from enorm_fx.step.checks import check_settings, find_parameter
 from enorm_fx.step.layout import Block, Entry
 
+_SHORT = 32  # entries of a row, below which vector_norm spends its time between rows
+_CHUNK = 1 << 18  # entries of the buffer
+
 
 def objective(plan: Plan, p: float = 2, c: float = 1.0) -> float:
     """J at u = 0: sum over counted parameters of c^(-p * depth) * sum |w|^p.
@@ -76,14 +79,49 @@ def measure_(weight: Tensor, entry: Entry, p: float, out: Tensor) -> None:
         out.copy_(weight)
         _power_(out, p)
         return
-    kept = math.prod(entry.cells)
-    if _trailing(reduced, view.dim()) and view.is_contiguous():
-        # Rows of a matrix: one pass over contiguous memory.
-        view, reduced = view.view(kept, -1), (1,)
-    norm = torch.linalg.vector_norm(view, p, dim=reduced, dtype=out.dtype)
-    out.copy_(norm.view(entry.cells))
-    if p not in (1.0, math.inf):
-        out.pow_(p)
+    out.copy_(_sums(view, reduced, p, out.dtype).view(entry.cells))
+
+
+def _sums(view: Tensor, reduced: tuple[int, ...], p: float, dtype: torch.dtype) -> Tensor:
+    """Sums of powers (or maxima) over the given axes, in the fastest order there is."""
+    leading = tuple(k for k, axis in enumerate(reduced) if axis == k)
+    if leading and len(leading) < len(reduced):
+        # Sums of whole rows first: what is left for the slow inner axes is small.
+        rows = _sums(view, leading, p, dtype)
+        rest = tuple(axis - len(leading) for axis in reduced[len(leading) :])
+        return rows.amax(rest) if math.isinf(p) else rows.sum(rest)
+    size = math.prod(view.shape[axis] for axis in reduced)
+    if view.is_contiguous() and view.device.type == "cpu":
+        # vector_norm takes 3 to 20 times as long on these, but nobody beats it on long rows.
+        if leading:
+            kept = view.shape[len(leading) :]
+            return _by_chunks(view.reshape(size, -1), p, dtype, over_rows=True).view(kept)
+        if reduced == tuple(range(view.dim() - len(reduced), view.dim())) and size < _SHORT:
+            return _by_chunks(view.view(-1, size), p, dtype, over_rows=False)
+    norm: Tensor = torch.linalg.vector_norm(view, p, dim=reduced, dtype=dtype)
+    return norm if p in (1.0, math.inf) else norm.pow_(p)
+
+
+def _by_chunks(matrix: Tensor, p: float, dtype: torch.dtype, over_rows: bool) -> Tensor:
+    """Sums of powers (or maxima) over the rows or along each row, through a small buffer."""
+    count, size = matrix.shape
+    rows = min(count, max(1, _CHUNK // size))
+    buffer = torch.empty((rows, size), dtype=dtype, device=matrix.device)
+    out = torch.zeros(size if over_rows else count, dtype=dtype, device=matrix.device)
+    ones = torch.ones(size, dtype=dtype, device=matrix.device)
+    for start in range(0, count, rows):
+        chunk = matrix[start : start + rows]
+        powers = buffer[: len(chunk)].copy_(chunk)
+        _power_(powers, p)
+        if over_rows and math.isinf(p):
+            torch.maximum(out, powers.amax(0), out=out)
+        elif over_rows:
+            out += powers.sum(0)
+        elif math.isinf(p):
+            torch.amax(powers, 1, out=out[start : start + rows])
+        else:
+            torch.mv(powers, ones, out=out[start : start + rows])
+    return out
 
 
 def size(weight: Tensor) -> Tensor:
@@ -127,7 +165,3 @@ def _reduced_axes(entry: Entry) -> tuple[int, ...]:
             axes.append(at if cells == 1 else at + 1)
         at += 2 if cells > 1 and run > 1 else 1
     return tuple(axes)
-
-
-def _trailing(reduced: tuple[int, ...], dims: int) -> bool:
-    return reduced == tuple(range(dims - len(reduced), dims))

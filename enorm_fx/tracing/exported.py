@@ -73,6 +73,8 @@ def _leaf(
         made.meta = {"value": value, "name": names.get(id(parameter), [spec.target])[0]}
     else:
         real = program.state_dict.get(spec.target, program.constants.get(spec.target))
+        if spec.kind == InputKind.BUFFER and real is not None and real.is_floating_point():
+            real = None  # it may hold other numbers tomorrow
         made.meta = {"value": value, "name": "", "real": real}
     return made
 

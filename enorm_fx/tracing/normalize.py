@@ -62,7 +62,7 @@ def _needed(graph: fx.Graph, outputs: list[fx.Node]) -> set[fx.Node]:
 
 def _neutral(node: fx.Node, made: dict[fx.Node, Node], counts: dict[str, int]) -> Node:
     if node.op == "placeholder":
-        return Node(len(made), INPUT, (), {}, _spec(node.meta["value"]), node.meta["name"])
+        return Node(len(made), INPUT, (), {}, _spec_of(node), node.meta["name"])
     if node.op == "get_attr":
         real = node.meta.get("real")
         is_parameter = node.target == PARAMETER
@@ -71,7 +71,7 @@ def _neutral(node: fx.Node, made: dict[fx.Node, Node], counts: dict[str, int]) -
             PARAMETER if is_parameter else CONSTANT,
             (),
             {},
-            _spec(node.meta["value"]),
+            _spec_of(node),
             node.meta["name"] if is_parameter else "constant",
             compute=None if is_parameter else (lambda: real),
         )
@@ -85,7 +85,7 @@ def _neutral(node: fx.Node, made: dict[fx.Node, Node], counts: dict[str, int]) -
         key,
         fx.node.map_arg(node.args, lambda n: made[n]),
         fx.node.map_arg(node.kwargs, lambda n: made[n]),
-        _spec(node.meta["value"]),
+        _spec_of(node),
         f"{key}_{counts[key]}",
         inplace=inplace,
         module=node.meta.get("module", ""),
@@ -94,10 +94,17 @@ def _neutral(node: fx.Node, made: dict[fx.Node, Node], counts: dict[str, int]) -
     )
 
 
-def _spec(value: Any) -> Any:
+def _spec_of(node: fx.Node) -> Any:
+    """As recorded, where the front end did so: a tensor may have changed its shape since."""
+    return node.meta["spec"] if "spec" in node.meta else spec(node.meta["value"])
+
+
+def spec(value: Any) -> Any:
+    """Spec of a tensor, nested tuples of them for several."""
     if isinstance(value, Tensor):
-        memory = value.untyped_storage()._cdata if value.layout is torch.strided else 0
+        with torch._C.DisableTorchFunction():  # no call of the model's
+            memory = value.untyped_storage()._cdata if value.layout is torch.strided else 0
         return Spec(tuple(int(n) for n in value.shape), value.dtype, memory)
     if isinstance(value, (tuple, list)):
-        return tuple(_spec(item) for item in value)
+        return tuple(spec(item) for item in value)
     return None

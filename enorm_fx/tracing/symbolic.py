@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from enorm_fx.errors import EnormError, TraceError
 from enorm_fx.tracing.keys import op_key
 from enorm_fx.tracing.leaves import tensors_in
-from enorm_fx.tracing.normalize import PIECE, normalize
+from enorm_fx.tracing.normalize import PIECE, normalize, spec
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Trace, user_frame
 
 # Calls that tell about a tensor without reading its values.
@@ -171,7 +171,7 @@ class Recorder(TorchFunctionMode):
                 tensor = self.fake_mode.from_tensor(value.detach())
                 node = self.graph.create_node("placeholder", INPUT, name=f"{name}_{next(count)}")
                 self._remember(tensor, node)
-                node.meta = {"value": tensor, "name": name}
+                node.meta = {"value": tensor, "spec": spec(tensor), "name": name}
                 return tensor
             if isinstance(value, (tuple, list)):
                 items = [fake(item, name) for item in value]
@@ -209,11 +209,23 @@ class Recorder(TorchFunctionMode):
             "call_function", func, self._as_nodes(args), self._as_nodes(kwargs)
         )
         module = self.modules[-1] if self.modules else ""
-        node.meta = {"value": out, "module": module, "source": user_frame(3)}
+        self._check_shapes(func, out)
+        node.meta = {
+            "value": out, "spec": spec(out), "module": module, "source": user_frame(3)
+        }  # fmt: skip
         if isinstance(out, Tensor):
             self._remember(out, node)
         else:
             self._remember_pieces(out, node, ())
+
+    def _check_shapes(self, func: Any, out: Any) -> None:
+        for tensor in tensors_in(out):
+            if any(isinstance(n, torch.SymInt) for n in tensor.shape):
+                raise TraceError(
+                    f"{_where(self)}: the shape of what '{op_key(func)[0]}' gives at "
+                    f"{user_frame(4) or 'an unknown line'} depends on the values of a tensor. "
+                    "Analyze the part of the model before this call"
+                )
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether a call recorded so far gave this tensor."""
@@ -230,7 +242,7 @@ class Recorder(TorchFunctionMode):
             for step in path:
                 outer, value = node, value[step]
                 node = self.graph.create_node("call_function", PIECE, (outer, step))
-                node.meta = {**outer.meta, "value": value}
+                node.meta = {**outer.meta, "value": value, "spec": spec(value)}
             self._remember(tensor, node)
             return node
         raise TraceError(
@@ -277,7 +289,8 @@ class Recorder(TorchFunctionMode):
         node = self.graph.create_node("get_attr", PARAMETER if name else CONSTANT)
         # A buffer of numbers may hold others tomorrow: nothing is concluded from its values.
         unknown = name is not None or id(tensor) in self._numbers
-        node.meta = {"value": fake, "name": name or "", "real": None if unknown else tensor}
+        real = None if unknown else tensor
+        node.meta = {"value": fake, "spec": spec(fake), "name": name or "", "real": real}
         self._remember(fake, node)
         self._fakes[id(tensor)] = fake
         self._alive.append(tensor)

@@ -1,0 +1,68 @@
+"""What tests compare with, and the runs that they start from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from plans import Case, all_cases
+from torch import Tensor, nn
+
+from enorm_fx.plan import Plan
+
+ORDERS = ("sequential", "simultaneous")
+KINDS = [case.name for case in all_cases()]
+
+
+def make(kind: str, seed: int = 0) -> Case:
+    return next(case for case in all_cases(seed) if case.name == kind)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def outputs(case: Case) -> Tensor:
+    with torch.no_grad():
+        return case.model(case.inputs)
+
+
+def random_scales(plan: Plan, seed: int = 1, size: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return size * torch.randn(plan.num_scales, generator=generator, dtype=torch.float64)
+
+
+def largest_error(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """The largest relative difference of any entry; inf where one side is NaN alone."""
+    worst = 0.0
+    for name, right in expected.items():
+        difference = (actual[name].double() - right.double()).abs()
+        relative = difference / right.double().abs().clamp(min=1e-300)
+        worst = max(worst, float(relative.nan_to_num(nan=math.inf).max()))
+    return worst
+
+
+def same_bits(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    """Also for NaN, whose bits count like any other's."""
+    return actual.keys() == expected.keys() and all(
+        actual[k].contiguous().view(torch.uint8).equal(expected[k].contiguous().view(torch.uint8))
+        for k in expected
+    )
+
+
+def trained(case: Case, **settings: Any) -> torch.optim.SGD:
+    """SGD after three steps: it has buffers."""
+    settings = {"lr": 1e-6, "momentum": 0.9, **settings}
+    optimizer = torch.optim.SGD(case.model.parameters(), **settings)
+    for _ in range(3):
+        optimizer.zero_grad()
+        case.model(case.inputs).square().mean().backward()
+        optimizer.step()
+    return optimizer
+
+
+def buffers(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = list(optimizer.state.values())
+    return {f"{i}.{k}": v.clone() for i, s in enumerate(state) for k, v in s.items()}
