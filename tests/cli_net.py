@@ -51,17 +51,6 @@ class Normed(nn.Module):
         return self.layers(x)
 
 
-class Cheat(nn.Module):
-    """What a plan cannot see: the output depends on a weight's values through numpy."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = Net()
-
-    def forward(self, x):
-        return self.net(x) + float(self.net.one.weight.detach().numpy().sum())
-
-
 class Branch(Net):
     def forward(self, x):
         return x if x.sum() > 0 else super().forward(x)

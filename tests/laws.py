@@ -145,7 +145,7 @@ def scaled(recorded: Recorded, label: Label, tensor: Tensor, u: Tensor) -> Tenso
     if not tensor.is_floating_point():
         return tensor
     terms = recorded.solution.terms(label.terms)
-    return tensor * log_scale(terms, label.shape, u).exp()
+    return (tensor * log_scale(terms, label.shape, u).exp()).to(tensor.dtype)
 
 
 def law_deviation(recorded: Recorded, trials: int = 3) -> float:

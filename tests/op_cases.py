@@ -9,19 +9,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 _SPACES = {"torch": torch, "method": torch.Tensor, "F": F, "nn": torch._C._nn}
 _seeds = itertools.count()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OpCase:
     """One call of one op.
 
     slack: empty where the rule must find every scaling that the op admits; otherwise why it finds
            fewer by design.
     scales: with slack, how many it finds; None where that is not the point.
+    tolerance: relative; for ops that round.
+    spelling_of: cases with the same one are one op on the same inputs.
     """
 
     name: str
@@ -29,6 +31,8 @@ class OpCase:
     inputs: tuple[Any, ...]
     slack: str = ""
     scales: int | None = None
+    tolerance: float = 1e-9
+    spelling_of: object = None
 
 
 def x(*shape: int) -> Tensor:
@@ -46,6 +50,17 @@ def pos(*shape: int) -> Tensor:
 IN_PLACE = "what is written in place keeps its label"
 
 
+def layer(module: nn.Module) -> nn.Module:
+    """The layer with random numbers in all its parameters and running statistics."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(x(*parameter.shape))
+        for name, buffer in module.named_buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(pos(*buffer.shape) if name.endswith("var") else x(*buffer.shape))
+    return module
+
+
 def spell(
     name: str, *args: Any, inputs: tuple[Any, ...], slack: str = "", in_place: str = "",
     **kwargs: Any,
@@ -54,6 +69,7 @@ def spell(
 
     in_place: the slack of the spellings that write in place.
     """
+    op = object()
     for space, home in _SPACES.items():
         for spelling in (name, f"{name}_"):
             function = getattr(home, spelling, None)
@@ -65,4 +81,4 @@ def spell(
 
             why = (spelling != name and in_place) or slack
             shown = ", ".join(map(str, (*args, *(f"{k}={v}" for k, v in kwargs.items()))))
-            yield OpCase(f"{space}.{spelling}({shown})", run, inputs, why)
+            yield OpCase(f"{space}.{spelling}({shown})", run, inputs, why, spelling_of=op)

@@ -62,6 +62,7 @@ def permutations() -> Iterator[OpCase]:
         yield from spell("movedim", source, destination, inputs=(cube,))
         yield from spell("moveaxis", source, destination, inputs=(cube,))
     yield OpCase("movedim by names", lambda a: torch.movedim(a, source=0, destination=1), (cube,))
+    yield OpCase("permute of a square", lambda a: a.permute(1, 0), (x(3, 3),))
     yield from spell("t", inputs=(x(2, 3),))
     yield OpCase("t of a vector", lambda a: a.t(), (x(3),))
     yield OpCase("x.T", lambda a: a.T, (x(2, 3),))

@@ -14,6 +14,10 @@ from torch.nn import functional as F
 from enorm_fx.plan import Group, Plan, ScaledParameter, Term
 
 
+# (coefficient, scales, axis) of every term, by parameter name.
+Labels = dict[str, list[tuple[float, Tensor | Sequence[int], int]]]
+
+
 @dataclass(frozen=True)
 class Case:
     """A network, its plan, and inputs on which its function can be compared."""
@@ -48,7 +52,7 @@ def along(coefficient: float, ids: Tensor | Sequence[int], axis: int, ndim: int)
 def make_plan(
     model: nn.Module,
     widths: Sequence[int],
-    labels: dict[str, list[tuple[float, Tensor | Sequence[int], int]]],
+    labels: Labels,
     depth: dict[str, int],
 ) -> Plan:
     """widths: channels of each group; labels: (coefficient, ids, axis) by parameter name."""
@@ -131,7 +135,7 @@ def chain(
 
     model = fill_(Net(run, **layers), seed)
     hidden = widths[1:-1]
-    labels: dict[str, list[tuple[float, Tensor | Sequence[int], int]]] = {}
+    labels: Labels = {}
     for k, name in enumerate(names):
         labels[f"{name}.weight"] = []
         if k < len(hidden):
@@ -162,7 +166,7 @@ def residual(blocks: int = 2, width: int = 5, inner: int = 4, seed: int = 0) -> 
     model = fill_(Net(run, **layers), seed)
     widths = [width] + [inner] * blocks
     stream = ids(widths, 0)
-    labels: dict[str, list[tuple[float, Tensor | Sequence[int], int]]] = {
+    labels: Labels = {
         "embed.weight": [(1, stream, 0)],
         "embed.bias": [(1, stream, 0)],
         "head.weight": [(-1, stream, 1)],
@@ -189,20 +193,19 @@ def linear_residual(width: int = 5, seed: int = 0) -> Case:
         run, embed=nn.Linear(3, width), mix=nn.Linear(width, width), head=nn.Linear(width, 2)
     )
     fill_(model, seed)
+    return Case("linear-residual", model, _one_stream(model, width), _inputs(seed, 4, 3))
+
+
+def _one_stream(model: nn.Module, width: int) -> Plan:
     stream = torch.arange(width)
-    plan = make_plan(
-        model,
-        [width],
-        {
-            "embed.weight": [(1, stream, 0)],
-            "embed.bias": [(1, stream, 0)],
-            "mix.weight": [(1, stream, 0), (-1, stream, 1)],
-            "mix.bias": [(1, stream, 0)],
-            "head.weight": [(-1, stream, 1)],
-        },
-        {"embed": 1, "mix": 2, "head": 3},
-    )
-    return Case("linear-residual", model, plan, _inputs(seed, 4, 3))
+    labels: Labels = {
+        "embed.weight": [(1, stream, 0)],
+        "embed.bias": [(1, stream, 0)],
+        "mix.weight": [(1, stream, 0), (-1, stream, 1)],
+        "mix.bias": [(1, stream, 0)],
+        "head.weight": [(-1, stream, 1)],
+    }
+    return make_plan(model, [width], labels, {"embed": 1, "mix": 2, "head": 3})
 
 
 def shared(width: int = 4, seed: int = 0) -> Case:
@@ -221,19 +224,7 @@ def shared(width: int = 4, seed: int = 0) -> Case:
         head=nn.Linear(width, 2),
     )
     fill_(model, seed)
-    stream = torch.arange(width)
-    plan = make_plan(
-        model,
-        [width],
-        {
-            "embed.weight": [(1, stream, 0)],
-            "embed.bias": [(1, stream, 0)],
-            "mix.weight": [(1, stream, 0), (-1, stream, 1)],
-            "head.weight": [(-1, stream, 1)],
-        },
-        {"embed": 1, "mix": 2, "head": 3},
-    )
-    return Case("shared", model, plan, _inputs(seed, 4, 3))
+    return Case("shared", model, _one_stream(model, width), _inputs(seed, 4, 3))
 
 
 def grouped(groups: int = 2, seed: int = 0) -> Case:
@@ -343,7 +334,7 @@ def squared(direct: bool = False, seed: int = 0) -> Case:
         return out + net.side(x) if direct else out
 
     layers: dict[str, nn.Module] = {"first": nn.Linear(3, 5), "head": nn.Linear(5, 2)}
-    labels: dict[str, list[tuple[float, Tensor | Sequence[int], int]]] = {
+    labels: Labels = {
         "first.weight": [(1, range(5), 0)],
         "first.bias": [(1, range(5), 0)],
         "head.weight": [(-2, range(5), 1)],

@@ -12,10 +12,10 @@ from enorm_fx.rules.registry import Context, rule
 
 
 @rule(
-    "relu", "leaky_relu", "rrelu", "abs", "neg", "positive", "relu_inplace",
-    "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout",
-    "clone", "contiguous", "detach", "alias", "lift_fresh", "requires_grad", "data", "real",
-    "cpu", "cuda", "stochastic_depth",
+    "relu", "leaky_relu", "rrelu", "abs", "neg", "positive",
+    "dropout", "dropout1d", "dropout2d", "dropout3d",
+    "clone", "contiguous", "detach", "alias", "lift_fresh", "data", "real",
+    "cpu", "cuda",
 )  # fmt: skip
 def homogeneous(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Label:
     """f(d x) = d f(x) for d > 0: the label passes.

@@ -13,7 +13,7 @@ from enorm_fx.tracing.trace import Node
 _CONSTANT = "a constant is added"
 
 
-@rule("add", "sub", "radd")
+@rule("add", "sub")
 def join(ctx: Context, input: Any, other: Any, alpha: Any = 1, out: Any = None) -> Any:
     """x + alpha * y, x - y: both must scale alike, and so does the result.
 
@@ -80,7 +80,7 @@ def _zeros_fit_all(ctx: Context, label: Label) -> Label:
     return label
 
 
-@rule("mul", "rmul")
+@rule("mul")
 def multiply(ctx: Context, input: Any, other: Any) -> Any:
     """x * y: labels add up; a number changes nothing."""
     labels = [ctx.known(x) for x in (input, other) if isinstance(x, Label)]

@@ -23,8 +23,12 @@ def batch_norm(
     "skip":   the label passes as if the layer were not there; its own parameters stay, so the
               function is not kept and the plan says so.
     """
+    _keep_statistics(ctx, running_mean, running_var)
     if ctx.batchnorm == "skip":
         ctx.ignore(input)
+        for value in (weight, bias):
+            if isinstance(value, Label):
+                ctx.keep(value, "it belongs to a BatchNorm that is looked through")
         return Label(ctx.shape, input.terms)
     return _affine(ctx, input, weight, bias, _channels(len(input.shape)))
 
@@ -35,6 +39,7 @@ def instance_norm(
     weight: Label | None = None, bias: Label | None = None, *args: Any, **kwargs: Any,
 ) -> Label:  # fmt: skip
     """Statistics per sample and channel; gamma[c], beta[c] and y[n, c] take r[c]."""
+    _keep_statistics(ctx, running_mean, running_var)
     return _affine(ctx, input, weight, bias, _channels(len(input.shape)))
 
 
@@ -66,18 +71,20 @@ def rms_norm(
 
 @rule("batch_norm_flat", weights=("weight", "bias"))
 def batch_norm_flat(
-    ctx: Context, input: Label, weight: Label | None, bias: Label | None, *args: Any, **kwargs: Any
-) -> Label:
+    ctx: Context, input: Label, weight: Label | None = None, bias: Label | None = None,
+    running_mean: Any = None, running_var: Any = None, *args: Any, **kwargs: Any,
+) -> Label:  # fmt: skip
     """The batch normalization with torch's own order of arguments."""
-    return batch_norm(ctx, input, None, None, weight, bias)
+    return batch_norm(ctx, input, running_mean, running_var, weight, bias)
 
 
 @rule("instance_norm_flat", weights=("weight", "bias"))
 def instance_norm_flat(
-    ctx: Context, input: Label, weight: Label | None, bias: Label | None, *args: Any, **kwargs: Any
-) -> Label:
+    ctx: Context, input: Label, weight: Label | None = None, bias: Label | None = None,
+    running_mean: Any = None, running_var: Any = None, *args: Any, **kwargs: Any,
+) -> Label:  # fmt: skip
     """The instance normalization with torch's own order of arguments."""
-    return instance_norm(ctx, input, None, None, weight, bias)
+    return instance_norm(ctx, input, running_mean, running_var, weight, bias)
 
 
 @rule("normalize", "cosine_similarity", "local_response_norm")
@@ -88,6 +95,13 @@ def normalize(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Label:
         if isinstance(value, Label):
             ctx.pin(ctx.known(value), reason)
     return ctx.pinned(ctx.shape, reason)
+
+
+def _keep_statistics(ctx: Context, *statistics: Any) -> None:
+    """Running statistics are compared with the input: what they are made of keeps its values."""
+    for value in statistics:
+        if isinstance(value, Label):
+            ctx.pin(ctx.known(value), "it is a running statistic")
 
 
 def _channels(ndim: int) -> Any:

@@ -34,10 +34,11 @@ def _pool(axes: int) -> Any:
 
 
 for _axes in (1, 2, 3):
-    rule(*(f"{name}{_axes}d" for name in _POOLS))(_pool(_axes))
+    _names = [f"{name}{_axes}d" for name in _POOLS]
+    rule(*(name for name in _names if name != "fractional_max_pool1d"))(_pool(_axes))
 
 
-@rule("fold", "grid_sample", "affine_grid_sample")
+@rule("fold", "grid_sample")
 def resample(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
     """Declined here: the axes change their meaning."""
     return NotImplemented

@@ -14,7 +14,7 @@ from enorm_fx.rules.registry import Context, Entry, Origin, bind, find
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace, replace_nodes
 
 # Ops that in place change how memory is looked at, not what it holds.
-_SAME_MEMORY = ("squeeze", "unsqueeze", "transpose", "t", "detach", "requires_grad")
+_SAME_MEMORY = ("squeeze", "unsqueeze", "transpose", "t", "detach")
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -70,6 +70,8 @@ def propagate(
             context.pin(label, "the parameter is frozen (requires_grad=False)")
         elif name in trace.tied:
             context.pin(label, trace.tied[name])
+        elif name in context.kept:
+            context.pin(label, context.kept[name])
     return Labels(
         context.system,
         values,

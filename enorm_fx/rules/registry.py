@@ -92,6 +92,7 @@ class Context:
     parameters: dict[str, Label] = field(default_factory=dict)
     ignored: list[tuple[LabelTerm, ...]] = field(default_factory=list)
     pinned_at: dict[int, int] = field(default_factory=dict)  # node index -> origin
+    kept: dict[str, str] = field(default_factory=dict)  # parameter -> why it keeps its values
 
     @property
     def out(self) -> Any:
@@ -160,6 +161,14 @@ class Context:
         """A scale that a parameter should follow and, by the caller's choice, does not."""
         if label.terms:
             self.ignored.append(label.terms)
+
+    def keep(self, label: Label, reason: str) -> None:
+        """Like pin, for a parameter that may get its label later or never."""
+        name = self.parameter_name(label)
+        if name is None:
+            self.pin(label, reason)
+        else:
+            self.kept.setdefault(name, reason)
 
     def pin(self, label: Label, reason: str) -> None:
         """Require that a tensor keeps its values."""

@@ -246,8 +246,7 @@ def index_select(ctx: Context, input: Label, dim: int, index: Label) -> Any:
 
 
 @rule("flip", "roll", "repeat", "tile", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle",
-      "channel_shuffle", "native_channel_shuffle", "rot90", "fliplr", "flipud", "diagonal",
-      "movedim_copy")  # fmt: skip
+      "channel_shuffle", "native_channel_shuffle", "rot90", "fliplr", "flipud", "diagonal")  # fmt: skip
 def rearrange(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
     """Entries in other places, some of them more than once."""
     if any(isinstance(a, Label) for a in (*args, *kwargs.values())):

@@ -21,7 +21,7 @@ _SYNONYMS = {
     "moveaxis": "movedim", "and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor",
     "invert": "bitwise_not", "greater": "gt", "greater_equal": "ge", "less": "lt",
     "less_equal": "le", "not_equal": "ne", "float_power": "pow", "clip": "clamp",
-    "fix": "trunc", "pos": "positive", "upsample": "interpolate", "upsample_nearest": "interpolate",
+    "fix": "trunc", "pos": "positive", "dsmm": "mm", "upsample": "interpolate", "upsample_nearest": "interpolate",
     "upsample_bilinear": "interpolate", "max_pool1d_with_indices": "max_pool1d",
     "max_pool2d_with_indices": "max_pool2d", "max_pool3d_with_indices": "max_pool3d",
     "feature_dropout": "dropout", "prelu_kernel": "prelu",
@@ -49,7 +49,7 @@ def _neutral(name: str) -> tuple[str, bool]:
 
 
 _INPLACE_OPERATORS = frozenset(
-    {"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor"}
+    {"iadd", "isub", "imul", "idiv", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor"}
 )
 
 

@@ -192,7 +192,7 @@ class Recorder(TorchFunctionMode):
         args, kwargs = self._fake((args, kwargs))
         key, inplace = op_key(func)
         out = func(*args, **kwargs)
-        if key in _METADATA:
+        if key in _METADATA and not (key == "type" and isinstance(out, Tensor)):
             return out
         produced = list(tensors_in(out))
         read = list(tensors_in((args, kwargs)))
