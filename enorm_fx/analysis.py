@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 
 from enorm_fx.basis import Basis, build_basis
 from enorm_fx.errors import ArgumentError
+from enorm_fx.explain import causes
 from enorm_fx.graph import dataflow, depths, paths, readers
 from enorm_fx.labels import Label, LabelTerm
 from enorm_fx.plan import Blocked, Group, Pair, Plan, ScaledParameter, Term
-from enorm_fx.rules import Labels, propagate
+from enorm_fx.rules import Labels, Origin, propagate
 from enorm_fx.solve import Solution, solve
 from enorm_fx.tracing import Node, Trace, trace
 from enorm_fx.tracing.trace import PARAMETER
@@ -152,10 +154,13 @@ def _describe(
 ) -> tuple[tuple[Group, ...], tuple[Pair, ...]]:
     """Groups and pairs in execution order, with the ops that lie between."""
     starts = torch.tensor([0, *basis.groups]).cumsum(0)
-    owner = torch.repeat_interleave(torch.arange(len(basis.groups)), torch.tensor(basis.groups))
+    sizes = torch.tensor(basis.groups, dtype=torch.int64)
+    owner = torch.repeat_interleave(torch.arange(len(basis.groups)), sizes)
     group_of = torch.where(basis.index >= 0, owner[basis.index], -1) if len(owner) else basis.index
     sides = _sides(free, group_of)
     carrying = _carrying(labels, solution, group_of, len(basis.groups))
+    for node, data in graph.nodes(data=True):
+        data["groups"] = tuple(g for g, nodes in enumerate(carrying) if node in nodes)
     reading = readers(graph)
     groups, pairs = [], []
     for g, channels in enumerate(basis.groups):
@@ -167,6 +172,8 @@ def _describe(
         ops: dict[str, None] = {}
         for producer in producers:
             found = paths(graph, carrying[g], reading.get(producer, []), ends)
+            within = [ends[node] for node in reading.get(producer, ()) if node in ends]
+            found.update((consumer, ()) for consumer in within if consumer not in found)
             for consumer, via in found.items():
                 pairs.append((reading[producer][0], Pair(producer, consumer, channels, via)))
                 ops.update(dict.fromkeys(via))
@@ -221,15 +228,15 @@ def _blocked(
     trace: Trace, labels: Labels, solution: Solution, weights: dict[str, Node]
 ) -> tuple[Blocked, ...]:
     """For every weight the sides that nothing may rescale, with the reason."""
-    result = []
-    readers_of: dict[str, Node] = {}
+    why = causes(labels.system, solution)
+    first_reader: dict[str, Node] = {}
     for node in trace.nodes:
         for source in node.inputs():
             if source.op == PARAMETER:
-                readers_of.setdefault(source.name, node)
+                first_reader.setdefault(source.name, node)
+    result = []
     for name, weight in weights.items():
         label = labels.parameters[name]
-        reader = readers_of[name]
         outer = [t for t in label.terms if t.coefficient > 0]
         inner = [t for t in label.terms if t.coefficient < 0]
         for side, terms in (("output", outer), ("input", inner)):
@@ -237,33 +244,30 @@ def _blocked(
                 continue
             if any(bool((solution.root[t.ids] >= 0).any()) for t in terms):
                 continue
-            if terms:
-                origin = min(int(solution.pinned_by[t.ids].min()) for t in terms)
-                known = origin < len(labels.origins)
-            else:
-                origin, known = _source_of_pin(trace, labels, reader, name), True
-            why = labels.origins[origin] if known and origin >= 0 else None
-            result.append(
-                Blocked(
-                    weight=name,
-                    side=side,
-                    reason=why.reason if why else "its values are given",
-                    node=why.node if why else "",
-                    source=why.source if why else "",
-                )
-            )
+            chain = [o for t in terms[:1] for o in why.chain(t.ids)]
+            if not terms:
+                chain = _source_of_pin(trace, labels, first_reader[name], name)
+            result.append(_explained(name, side, [labels.origins[o] for o in chain]))
     return tuple(result)
 
 
-def _source_of_pin(trace: Trace, labels: Labels, reader: Node, weight: str) -> int:
-    """Walk back from what a weight reads to the call that pinned it; -1 where there is none."""
-    stack = [n for n in reader.inputs() if not (n.op == PARAMETER and n.name == weight)]
+def _explained(weight: str, side: str, chain: list[Origin]) -> Blocked:
+    if not chain:
+        return Blocked(weight, side, "its values are given", "", "")
+    first, *rest = chain
+    steps = tuple(f"{o.reason} ({', '.join(x for x in (o.node, o.source) if x)})" for o in rest)
+    return Blocked(weight, side, first.reason, first.node, first.source, steps)
+
+
+def _source_of_pin(trace: Trace, labels: Labels, reader: Node, weight: str) -> list[int]:
+    """Walk back from what a weight reads to the call whose result keeps its values."""
+    queue = deque(n for n in reader.inputs() if not (n.op == PARAMETER and n.name == weight))
     seen: set[int] = set()
-    while stack:
-        node = stack.pop(0)
+    while queue:
+        node = queue.popleft()
         if node.index in labels.pinned_at:
-            return labels.pinned_at[node.index]
+            return [labels.pinned_at[node.index]]
         if node.index not in seen:
             seen.add(node.index)
-            stack.extend(node.inputs())
-    return -1
+            queue.extend(node.inputs())
+    return []

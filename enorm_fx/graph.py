@@ -1,7 +1,8 @@
 """The dataflow as a networkx graph: depth of weights, and what lies between a pair.
 
-Nodes are the trace's node indices; their attributes are op, name, module, source and
-parameters (the names that the call reads).
+Nodes are the trace's node indices; their attributes are op, name, module, source, parameters (the
+names that the call reads), leaf (an input of the model) and groups (numbers of the plan's groups
+that scale the call's result).
 """
 
 from __future__ import annotations
@@ -39,32 +40,29 @@ def dataflow(trace: Trace) -> nx.DiGraph:
 
 
 def depths(graph: nx.DiGraph, weights: Iterable[str]) -> tuple[dict[str, int], set[str]]:
-    """For each weight the number of weights on the longest path that ends in it; and the last ones.
+    """Depth of every parameter, and the weights after which no other weight comes.
 
-    A weight is last where no other weight reads what comes of it. Insertion order of the graph
-    is execution order, which is topological.
+    The depth of a weight is the number of weights on the longest path that ends in it; other
+    parameters have that of the weights around them. Insertion order is execution order, which
+    is topological.
     """
     counted = set(weights)
-    depth: dict[int, int] = {}
-    result: dict[str, int] = {}
+    at: dict[int, int] = {}
+    depth: dict[str, int] = {}
     for node, data in graph.nodes(data=True):
-        before = max((depth[n] for n in graph.predecessors(node)), default=0)
-        names = [name for name in data["parameters"] if name in counted]
-        depth[node] = before + (1 if names else 0)
-        for name in names:
-            result[name] = max(result.get(name, 0), depth[node])
-    below: dict[int, bool] = {}
-    last: set[str] = set()
+        before = max((at[n] for n in graph.predecessors(node)), default=0)
+        at[node] = before + (1 if counted.intersection(data["parameters"]) else 0)
+        for name in data["parameters"]:
+            depth[name] = max(depth.get(name, 1), at[node])
+    below: dict[int, bool] = {}  # does a weight come after this node?
+    early: set[str] = set()
     for node in reversed(list(graph)):
         later = any(below[n] for n in graph.successors(node))
-        names = [name for name in graph.nodes[node]["parameters"] if name in counted]
-        if not later:
-            last.update(names)
+        names = counted.intersection(graph.nodes[node]["parameters"])
+        if later:
+            early |= names
         below[node] = later or bool(names)
-    for node, data in graph.nodes(data=True):  # used once more before another weight
-        if any(below[n] for n in graph.successors(node)):
-            last.difference_update(data["parameters"])
-    return result, last
+    return depth, {name for name in depth if name in counted and name not in early}
 
 
 def readers(graph: nx.DiGraph) -> dict[str, list[int]]:

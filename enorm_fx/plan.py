@@ -74,13 +74,20 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """A side ("output" or "input") of a weight that stays pinned, and why."""
+    """A side ("output" or "input") of a weight that stays pinned, and why.
+
+    reason: what pinned it; node: module path and op that did, source: "file.py:line" of the
+            user's code that called it.
+    chain:  the equalities that led from there to the weight, nearest to the reason first, each
+            "reason (module.op, file.py:line)".
+    """
 
     weight: str
     side: str
     reason: str
     node: str
     source: str
+    chain: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,7 +19,7 @@ from op_cases import OpCase
 from torch import Tensor
 
 from enorm_fx.labels import Label, LabelTerm, add
-from enorm_fx.rules import elementwise, registry, shape, table
+from enorm_fx.rules import elementwise, join, linear, registry, shape, table
 from enorm_fx.rules.registry import Context
 
 CASES = [
@@ -30,6 +30,14 @@ CASES = [
     for case in module.CASES
 ]  # fmt: skip
 UNREACHABLE = {"cuda": "needs a GPU"}
+# Ops without a derivative, with a random mask, or declined by their rule: nothing to count.
+NOT_COUNTED = {
+    *UNREACHABLE, "addbmm", "alpha_dropout", "argmax", "argmin", "argsort", "bitwise_and",
+    "bitwise_not", "bitwise_or", "bitwise_xor", "ceil", "copy", "feature_alpha_dropout", "floor",
+    "fold", "frac", "grid_sample", "hardshrink", "isfinite", "isinf", "isnan", "kthvalue",
+    "logical_and", "logical_not", "logical_or", "logical_xor", "mode", "round", "sort", "topk",
+    "trunc",
+}  # fmt: skip
 VIOLATED = 1e-3  # relative; what a wrong rule must exceed
 
 
@@ -59,9 +67,9 @@ def test_every_rule_has_a_case() -> None:
     assert sorted(set(table()) - covered) == sorted(UNREACHABLE)
 
 
-def test_nearly_all_cases_hold_the_rule_to_completeness() -> None:
-    strict = [case for case in CASES if not case.slack or case.scales is not None]
-    assert len(strict) > 0.9 * len(CASES)
+def test_every_rule_but_these_is_held_to_completeness() -> None:
+    strict = (recorded(c).ops for c in CASES if not c.slack or c.scales is not None)
+    assert sorted(set(table()) - set().union(*strict)) == sorted(NOT_COUNTED)
 
 
 # --- the law must be able to reject ------------------------------------------------------------
@@ -76,7 +84,7 @@ def _first_of_two(ctx: Context, input: Label, other: Any, *args: Any, **kwargs: 
 
 
 def _cat_swapped(ctx: Context, tensors: Any, dim: int = 0) -> Any:
-    return table()["stack"].function.__globals__["concatenate"](ctx, list(tensors)[::-1], dim)
+    return join.concatenate(ctx, list(tensors)[::-1], dim)
 
 
 def _linear_without_cancelling(
@@ -89,7 +97,7 @@ def _linear_without_cancelling(
 def _linear_with_the_axes_swapped(
     ctx: Context, input: Label, weight: Label, bias: Label | None = None
 ) -> Label:
-    return table()["linear"].function(ctx, input, _transposed(ctx.known(weight)), bias)
+    return linear.linear(ctx, input, _transposed(ctx.known(weight)), bias)
 
 
 def _transposed(label: Label) -> Label:
@@ -102,6 +110,14 @@ def _first_entry(ctx: Context, input: Label, dim: Any = None, *args: Any, **kwar
         return ids[(slice(0, 1),) * ids.ndim].reshape((1,) * len(ctx.shape))
 
     return input.map(ctx.shape, first)
+
+
+def _rows_of_the_first(ctx: Context, input: Label, other: Label) -> Label:
+    return input.map(ctx.shape, lambda ids: ids[..., 0])
+
+
+def _window_by_its_first(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Label:
+    return input.map(ctx.shape, lambda ids: ids[..., : ctx.shape[-1]])
 
 
 def _same_axes(ctx: Context, input: Label, *dims: Any, **kwargs: Any) -> Label:
@@ -136,7 +152,7 @@ MUTANTS: list[tuple[str, Callable[..., Any], str]] = [
     ("sigmoid", _passes, "torch.sigmoid()"),
     ("softmax", _passes, "torch.softmax(0)"),
     ("gelu", _passes, "F.gelu()"),
-    ("relu6", _passes, "nn.ReLU6"),
+    ("hardtanh", _passes, "nn.Hardtanh(0, 1)"),
     ("square", _passes, "torch.square()"),
     ("reciprocal", _passes, "torch.reciprocal()"),
     ("sqrt", _passes, "torch.sqrt()"),
@@ -152,7 +168,7 @@ MUTANTS: list[tuple[str, Callable[..., Any], str]] = [
     ("cat", _cat_swapped, "cat of powers"),
     ("linear", _linear_without_cancelling, "nn.Linear on (2, 3)"),
     ("linear", _linear_with_the_axes_swapped, "one layer twice"),
-    ("matmul", _first_of_two, "matmul (2, 3) (3,)"),
+    ("matmul", _rows_of_the_first, "matmul (2, 3) (3,)"),
     ("mean", _first_entry, "torch.mean()"),
     ("amax", _first_entry, "torch.amax()"),
     ("permute", _same_axes, "permute of a square"),
@@ -160,7 +176,7 @@ MUTANTS: list[tuple[str, Callable[..., Any], str]] = [
     ("chunk", _slices_reversed, "torch.chunk(2, 0)"),
     ("batch_norm", _passes, "nn.BatchNorm1d eval"),
     ("layer_norm", _passes, "nn.LayerNorm"),
-    ("max_pool1d", _passes, "nn.MaxPool1d"),
+    ("max_pool1d", _window_by_its_first, "nn.MaxPool1d"),
 ]
 
 

@@ -12,9 +12,9 @@ from enorm_fx.rules import (
     shape,
 )
 from enorm_fx.rules.propagate import Labels, propagate
-from enorm_fx.rules.registry import find, rule, table
+from enorm_fx.rules.registry import Origin, find, rule, table
 
 __all__ = [
-    "Labels", "attention", "elementwise", "find", "join", "linear", "normalization", "pooling", "product", "propagate",
+    "Labels", "Origin", "attention", "elementwise", "find", "join", "linear", "normalization", "pooling", "product", "propagate",
     "reduction", "rule", "shape", "table",
 ]  # fmt: skip

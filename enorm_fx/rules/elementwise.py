@@ -49,6 +49,8 @@ def clamp(
     min = kwargs.get("min_val", min)
     max = kwargs.get("max_val", max)
     bounds = [b for b in (min, max) if b is not None]
+    if ctx.node is not None and ctx.node.op == "hardtanh" and (min, max) == (0, 6):
+        return _keep(ctx, [input], "relu6")  # nn.ReLU6 calls it by this name
     if ctx.node is None or ctx.node.op in ("hardtanh", "relu6"):
         return bounded(ctx, input)
     if any(isinstance(b, Label) or b != 0 for b in bounds):
@@ -75,10 +77,14 @@ def threshold(
 def bounded(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Label:
     """No f(d x) = d f(x): the input keeps its values, and so does the output."""
     op = ctx.node.op if ctx.node is not None else "this op"
+    return _keep(ctx, [input, *args, *kwargs.values()], op)
+
+
+def _keep(ctx: Context, values: list[Any], op: str) -> Label:
     reason = f"'{op}' does not scale with its input"
-    for value in (input, *args, *kwargs.values()):
+    for value in values:
         if isinstance(value, Label):
-            ctx.pin(ctx.known(value), reason)
+            ctx.pin(value, reason)
     return ctx.pinned(ctx.shape, reason)
 
 
