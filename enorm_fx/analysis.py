@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,9 +15,10 @@ from enorm_fx.explain import causes
 from enorm_fx.graph import dataflow, depths, paths, readers
 from enorm_fx.labels import Label, LabelTerm
 from enorm_fx.plan import Blocked, Group, Pair, Plan, ScaledParameter, Term
-from enorm_fx.rules import Labels, Origin, propagate
+from enorm_fx.rules import Labels, Origin, Rule, propagate
 from enorm_fx.solve import Solution, solve
 from enorm_fx.tracing import Node, Trace, trace
+from enorm_fx.tracing.keys import module_key
 from enorm_fx.tracing.trace import PARAMETER
 
 _CHOICES = {
@@ -26,7 +27,7 @@ _CHOICES = {
     "frozen": ("pin", "rescale"),
     "tracer": ("auto", "symbolic", "export"),
 }
-_NORMALIZATIONS = ("batch_norm", "batch_norm_flat", "instance_norm_flat", "layer_norm", "group_norm", "instance_norm", "rms_norm")
+_NORMALIZATIONS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
 
 
 def analyze(
@@ -36,6 +37,7 @@ def analyze(
     batchnorm: str = "skip",
     biases: str = "rescale",
     frozen: str = "pin",
+    rules: Mapping[type[nn.Module], Rule] | None = None,
     tracer: str = "auto",
 ) -> Plan:
     """Find every rescaling of the model's weights that keeps its function.
@@ -54,6 +56,10 @@ def analyze(
             stay, as in the original program: not exact), "balance" (they count too).
         frozen: "pin" keeps parameters with requires_grad=False as they are; "rescale" does not
             treat them differently.
+        rules: {MyModule: rule} for modules of your own that torch's calls do not describe (a
+            custom kernel). Modules of exactly that class are not looked into; the rule gets
+            the context, the labels of the inputs and, by name, of the module's parameters, and
+            returns the label of the output: see `enorm_fx.rules`.
         tracer: "symbolic" (record the torch calls of one run on fake tensors), "export"
             (torch.export), or "auto": the first of them that can trace the model.
 
@@ -64,11 +70,12 @@ def analyze(
     Source: Stock et al., Equi-normalization of Neural Networks, ICLR 2019 (arXiv:1902.10416).
     """
     _check(model, batchnorm=batchnorm, biases=biases, frozen=frozen, tracer=tracer)
-    traced = trace(model, example_inputs, tracer)
+    custom = {module_key(kind): rule for kind, rule in (rules or {}).items()}
+    traced = trace(model, example_inputs, tracer, tuple(rules or ()))
     pinned = frozenset(
         name for name, p in model.named_parameters() if frozen == "pin" and not p.requires_grad
     )
-    labels = propagate(traced, batchnorm=batchnorm, biases=biases, frozen=pinned)
+    labels = propagate(traced, batchnorm=batchnorm, biases=biases, frozen=pinned, custom=custom)
     solution = solve(labels.system)
     names = _weights(traced, labels.parameters, batchnorm)
     free = {name: solution.terms(label.terms) for name, label in labels.parameters.items()}
@@ -119,7 +126,7 @@ def _weights(trace: Trace, parameters: Iterable[str], batchnorm: str) -> dict[st
         if node.op == PARAMETER:
             if node.name in wanted and len(node.out.shape) >= 2:
                 result[node.name] = node
-        elif node.op in _NORMALIZATIONS and not (node.op.startswith("batch_norm") and batchnorm == "skip"):
+        elif node.op in _NORMALIZATIONS and not (node.op == "batch_norm" and batchnorm == "skip"):
             gamma = next((n for n in node.inputs() if n.op == PARAMETER), None)
             if gamma is not None and gamma.name in wanted:
                 result[gamma.name] = gamma

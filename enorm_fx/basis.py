@@ -63,7 +63,7 @@ def _redundant(size: int, parameters: dict[str, tuple[Term, ...]], live: Tensor)
                 row[int(i[0])] = row.get(int(i[0]), 0) + weight
             if len(ids) == 1:
                 edges.append(torch.stack([ids[0], ids[0][:1].expand_as(ids[0])]) % (size + 1))
-                if len(ids[0]) > 1:
+                if bool((ids[0] != ids[0][0]).any()):
                     live[ids[0]] = True
             else:
                 mixed.append(_differences(ids, weights))

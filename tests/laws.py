@@ -382,7 +382,9 @@ def count_symmetries(model: nn.Module, inputs: Any, seed: int = 0) -> int:
             gradients = torch.autograd.grad(
                 loss, parameters, retain_graph=True, materialize_grads=True
             )
-            row = torch.cat([(p * g).reshape(-1) for p, g in zip(parameters, gradients, strict=True)])
+            row = torch.cat(
+                [(p * g).reshape(-1) for p, g in zip(parameters, gradients, strict=True)]
+            )
             rows.append(row.detach())
     matrix = torch.stack(rows)
     norms = matrix.norm(dim=0)

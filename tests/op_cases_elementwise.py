@@ -79,7 +79,11 @@ def homogeneous() -> Iterator[OpCase]:
     yield OpCase("x.cpu", lambda a: a.cpu(), (a,))
     yield OpCase("aten.alias", aten.alias.default, (a,))
     yield OpCase("aten.lift_fresh", aten.lift_fresh.default, (a,))
-    yield OpCase("clone of channels last", lambda a: a.contiguous(memory_format=torch.channels_last), (image,))
+    yield OpCase(
+        "clone of channels last",
+        lambda a: a.contiguous(memory_format=torch.channels_last),
+        (image,),
+    )
     yield OpCase("x.to(dtype)", lambda a: a.to(torch.float64), (a,))
     yield OpCase("x.to(integer)", lambda a: a.to(torch.int64), (a,), "rounding has no derivative")
     yield OpCase("x.long", lambda a: a.long(), (a,), "rounding has no derivative")
@@ -109,7 +113,9 @@ def activations_with_numbers() -> Iterator[OpCase]:
     yield OpCase("clamp(max=0)", lambda a: a.clamp(max=0), (a,))
     yield OpCase("clamp(min=0, max=0.5)", lambda a: torch.clamp(a, min=0, max=0.5), (a,))
     yield OpCase("clamp(None, 0)", lambda a: a.clamp(None, 0), (a,))
-    yield OpCase("clamp by tensors", lambda a, b: torch.clamp(a, min=b), (a, x(3)), "bounds that are tensors")
+    yield OpCase(
+        "clamp by tensors", lambda a, b: torch.clamp(a, min=b), (a, x(3)), "bounds that are tensors"
+    )
     yield from spell("clamp_min", 0, inputs=(a,))
     yield from spell("clamp_max", 0, inputs=(a,))
     yield from spell("clamp_min", -0.1, inputs=(a,))
@@ -134,7 +140,8 @@ def bounded() -> Iterator[OpCase]:
     for name in (
         "sigmoid", "tanh", "gelu", "silu", "mish", "elu", "selu", "celu", "softplus", "softsign",
         "hardsigmoid", "hardswish", "tanhshrink", "logsigmoid", "log_sigmoid", "exp", "exp2",
-        "expm1", "sin", "cos", "tan", "erf", "erfc", "cosh", "softshrink", "sinh", "atan", "asinh", "sinc",
+        "expm1", "sin", "cos", "tan", "erf", "erfc", "cosh", "softshrink", "sinh",
+        "atan", "asinh", "sinc",
     ):  # fmt: skip
         yield from spell(name, inputs=(a,))
     for name in ("log", "log2", "log10", "log1p", "lgamma"):
@@ -180,7 +187,10 @@ def powers() -> Iterator[OpCase]:
     yield from spell("rsqrt", inputs=(p,), in_place=IN_PLACE)
     for exponent in (2, 3, 1, 0, -1, 0.5, -0.5, 1.5, 2.5, 0.3):
         yield from spell(
-            "pow", exponent, inputs=(p,), in_place=IN_PLACE,
+            "pow",
+            exponent,
+            inputs=(p,),
+            in_place=IN_PLACE,
             slack="" if exponent != 0.3 else "roots other than square",
         )
     yield OpCase("power operator", lambda a: a**2, (a,))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +74,9 @@ def products() -> Iterator[OpCase]:
     yield OpCase("gate", lambda a, b, c: a.relu() * b + c, (*two, x(2, 3)))
     rounding = "rounding has no derivative"
     yield OpCase("floor division", lambda a: a // 0.1, one, rounding)
-    yield OpCase("div(rounding_mode)", lambda a, b: torch.div(a, b, rounding_mode="floor"), two, rounding)
+    yield OpCase(
+        "div(rounding_mode)", lambda a, b: torch.div(a, b, rounding_mode="floor"), two, rounding
+    )
     yield OpCase("remainder", lambda a: a % 2, one, "rounding")
 
 
@@ -100,7 +103,9 @@ def side_by_side() -> Iterator[OpCase]:
             yield OpCase(f"{name} {shape}", lambda a, b, f=function: f([a, b]),
                          (x(*shape), x(*shape)), few)  # fmt: skip
     for dim in (0, 1, 2, -1, -3):
-        yield OpCase(f"stack dim {dim}", lambda a, b, c, d=dim: torch.stack([a, b, c], d), (a, b, c))
+        yield OpCase(
+            f"stack dim {dim}", lambda a, b, c, d=dim: torch.stack([a, b, c], d), (a, b, c)
+        )
     yield OpCase("stack().mean", lambda a, b: torch.stack([a, b]).mean(0), (a, b))
 
 
@@ -115,7 +120,9 @@ def choices() -> Iterator[OpCase]:
     yield OpCase("where one", lambda m, a: torch.where(m, 1.0, a), (mask, a),
                  "an entry that is replaced pins the others")  # fmt: skip
     yield OpCase("where x > 0", lambda a, b: torch.where(a > 0, a, b), (a, b))
-    yield OpCase("where x > 0, labels apart", lambda a, b, c: torch.where(a > 0, b, c), (a, b, x(3)))
+    yield OpCase(
+        "where x > 0, labels apart", lambda a, b, c: torch.where(a > 0, b, c), (a, b, x(3))
+    )
     yield OpCase("where x > y", lambda a, b: torch.where(a > b, a, -b), (a, b))
     yield OpCase("where x > 0.1", lambda a, b: torch.where(a > 0.1, a, b), (a, b),
                  "the boundary moves")  # fmt: skip
@@ -135,7 +142,7 @@ def choices() -> Iterator[OpCase]:
         yield OpCase(f"x {name} y", function, (a, b), whole)
         yield OpCase(f"(x {name} 0) * y", lambda a, b, f=function: f(a, 0) * b, (a, b))
     yield OpCase("x > y operator", operator.gt, (a, x(3)), whole)
-    yield OpCase("0 < x operator", lambda a: 0 < a, (a,), whole)
+    yield OpCase("0 < x operator", lambda a: 0 < a, (a,), whole)  # noqa: SIM300
     for name in ("bitwise_and", "bitwise_or", "bitwise_xor"):
         function = getattr(torch, name)
         yield OpCase(f"{name}", lambda a, b, f=function: f(a > 0, b > 0), (a, b), whole)
@@ -156,8 +163,12 @@ def reductions() -> Iterator[OpCase]:
             for keepdim in (False, True):
                 yield from spell(name, dim, keepdim, inputs=(x(2, 3),))
         function = getattr(torch, name)
-        yield OpCase(f"{name}(dim=(2, 3))", lambda a, f=function: f(a, dim=(2, 3)), (x(1, 2, 2, 2),))
-        yield OpCase(f"{name}(dim=[-1])", lambda a, f=function: f(a, dim=[-1], keepdim=True), (x(2, 2),))
+        yield OpCase(
+            f"{name}(dim=(2, 3))", lambda a, f=function: f(a, dim=(2, 3)), (x(1, 2, 2, 2),)
+        )
+        yield OpCase(
+            f"{name}(dim=[-1])", lambda a, f=function: f(a, dim=[-1], keepdim=True), (x(2, 2),)
+        )
     yield OpCase("x.mean(axis)", lambda a: a.mean(axis=1), (x(2, 3),))
     yield OpCase("x.sum(0, 2)", lambda a: a.sum((0, 2)), (x(2, 3, 2),))
     yield OpCase("aten.mean.dim", lambda a: aten.mean.dim(a, [-1, -2], True), (x(1, 2, 2),))
@@ -172,9 +183,13 @@ def reductions() -> Iterator[OpCase]:
     for name in ("var", "std"):
         yield from spell(name, inputs=(x(2, 3),))
         yield from spell(name, 1, inputs=(x(2, 3),))
-        yield OpCase(f"{name}(unbiased)", lambda a, f=getattr(torch, name): f(a, False), (x(2, 3),))
-        yield OpCase(f"{name} by names", lambda a, f=getattr(torch, name): f(a, dim=-1, keepdim=True,
-                     correction=0), (x(2, 3),))  # fmt: skip
+        function = getattr(torch, name)
+        yield OpCase(f"{name}(unbiased)", lambda a, f=function: f(a, False), (x(2, 3),))
+
+        def by_names(a: Tensor, f: Callable[..., Any] = function) -> Any:
+            return f(a, dim=-1, keepdim=True, correction=0)
+
+        yield OpCase(f"{name} by names", by_names, (x(2, 3),))
     for name in ("max", "min"):
         yield from spell(name, inputs=(x(2, 3),))
         yield from spell(name, inputs=(x(2, 3), x(3)))
@@ -182,7 +197,9 @@ def reductions() -> Iterator[OpCase]:
             yield from spell(name, dim, inputs=(x(2, 3),))
             yield from spell(name, dim, True, inputs=(x(2, 3),))
         function = getattr(torch, name)
-        yield OpCase(f"{name} by names", lambda a, f=function: f(a, dim=1, keepdim=True)[0], (x(2, 3),))
+        yield OpCase(
+            f"{name} by names", lambda a, f=function: f(a, dim=1, keepdim=True)[0], (x(2, 3),)
+        )
         yield OpCase(f"{name}(other=)", lambda a, b, f=function: f(a, other=b), (x(2, 3), x(2, 3)))
     ranked = "ranks are taken to mix all axes"
     for name in ("median", "nanmedian"):

@@ -15,7 +15,8 @@ aten = torch.ops.aten
 
 def reshapes() -> Iterator[OpCase]:
     changes: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
-        ((2, 3), (6,)), ((2, 3), (3, 2)), ((6,), (2, -1)), ((2, 3, 2), (2, 6)), ((2, 3, 2), (-1, 2)),
+        ((2, 3), (6,)), ((2, 3), (3, 2)), ((6,), (2, -1)), ((2, 3, 2), (2, 6)),
+        ((2, 3, 2), (-1, 2)),
         ((1, 4, 2), (1, 2, 2, 2)), ((2, 1, 3), (2, 3, 1)), ((4, 3), (2, 2, 3)), ((1,), ()),
         ((2, 3), (1, 2, 1, 3)), ((2, 2, 3), (3, 4)),
     )  # fmt: skip
@@ -98,8 +99,8 @@ def indices() -> Iterator[OpCase]:
     unknown = "the index depends on the input"
     yield OpCase("x[y > 0] by where", lambda a, i: a[i], (x(3, 2), torch.tensor([0, 1])), unknown)
     yield OpCase("x[i] for an input i", lambda a, i: a[:, i], (x(3, 4), torch.tensor([1])), unknown)
-    yield OpCase("channel shuffle by index", lambda a: a[:, torch.arange(4).view(2, 2).T.reshape(-1)],
-                 (x(1, 4, 2),))  # fmt: skip
+    shuffled = torch.arange(4).view(2, 2).T.reshape(-1)
+    yield OpCase("channel shuffle by index", lambda a: a[:, shuffled], (x(1, 4, 2),))
     yield OpCase("x[0] = 0", _set(0, 0), (x(3, 2),), "zeros are written")
     kept = "what is written over keeps its label"
     yield OpCase("x[0] = 1", _set(0, 1.0), (x(3, 2),), kept, 4)
@@ -114,7 +115,9 @@ def indices() -> Iterator[OpCase]:
     yield OpCase("aten.select_copy", lambda a: aten.select_copy.int(a, 1, 0), (x(2, 3),))
     for args in ((0, 1, 2), (1, 0, 1), (-1, -2, 2)):
         yield from spell("narrow", *args, inputs=(x(3, 3),))
-    yield OpCase("narrow by a tensor", lambda a: a.narrow(1, torch.tensor(1), 2), (x(2, 3),), unknown)
+    yield OpCase(
+        "narrow by a tensor", lambda a: a.narrow(1, torch.tensor(1), 2), (x(2, 3),), unknown
+    )
     yield OpCase("aten.slice", lambda a: aten.slice.Tensor(a, 1, 0, 4, 2), (x(2, 5),))
     yield OpCase("aten.slice(-1)", lambda a: aten.slice.Tensor(a, -1, -2), (x(2, 5),))
     for dim in (0, 1, -1):
@@ -167,7 +170,9 @@ def pieces() -> Iterator[OpCase]:
     yield from spell("hsplit", 2, inputs=(x(4),))
     yield from spell("vsplit", [1], inputs=(x(3, 2),))
     yield OpCase("chunk by names", lambda a: torch.chunk(a, chunks=2, dim=1), (x(2, 4),))
-    yield OpCase("split by names", lambda a: torch.split(a, split_size_or_sections=2, dim=1), (x(2, 4),))
+    yield OpCase(
+        "split by names", lambda a: torch.split(a, split_size_or_sections=2, dim=1), (x(2, 4),)
+    )
     yield OpCase("split(split_size)", lambda a: a.split(split_size=2, dim=-1), (x(2, 4),))
     yield OpCase("chunk, one part used", lambda a: torch.chunk(a, 2, 1)[1].relu(), (x(2, 4),))
     yield OpCase("swapped halves", lambda a: torch.cat(a.chunk(2, 1)[::-1], 1), (x(2, 4),))
@@ -204,11 +209,16 @@ def rearrangements() -> Iterator[OpCase]:
     for name in ("tril", "triu"):
         for args in ((), (1,), (-1,)):
             yield from spell(name, *args, inputs=(x(3, 3),))
-    yield OpCase("x.copy_", lambda a, b: (a * 1).copy_(b), (a, x(3)), "what is written over is read")
+    yield OpCase(
+        "x.copy_", lambda a, b: (a * 1).copy_(b), (a, x(3)), "what is written over is read"
+    )
     yield OpCase("x.zero_", lambda a: (a * 1).zero_(), (a,))
     yield OpCase("zeroed in part", _zeroed, (a,))
-    yield OpCase("channel shuffle by views", lambda a: a.view(1, 2, 2, 2, 2).transpose(1, 2).reshape(
-        1, 4, 2, 2), (image,))  # fmt: skip
+    yield OpCase("channel shuffle by views", _shuffle, (image,))
+
+
+def _shuffle(a: Tensor) -> Tensor:
+    return a.view(1, 2, 2, 2, 2).transpose(1, 2).reshape(1, 4, 2, 2)
 
 
 def _zeroed(a: Tensor) -> Tensor:

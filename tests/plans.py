@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from enorm_fx.plan import Group, Plan, ScaledParameter, Term
 
-
 # (coefficient, scales, axis) of every term, by parameter name.
 Labels = dict[str, list[tuple[float, Tensor | Sequence[int], int]]]
 

@@ -16,6 +16,7 @@ from enorm_fx import enorm as enorm_module
 from enorm_fx.enorm import ENorm, Report, balance
 from enorm_fx.errors import ArgumentError, NonFiniteError
 from enorm_fx.plan import Plan
+from enorm_fx.step import coarse
 from enorm_fx.step.apply import rescale_
 from enorm_fx.step.coarse import make_coarse, minimize, unbounded
 from enorm_fx.step.measure import objective
@@ -289,6 +290,15 @@ def test_the_coarse_problem_is_solved(seed: int, power: float) -> None:
     shares = torch.softmax(logs + power * rows @ t, 0)
     assert float((rows.t() @ shares).abs().max()) < 1e-12
     assert float((rows.t() @ torch.softmax(logs + power * rows @ (t + 1e-3), 0)).abs().max()) > 1e-7
+
+
+def test_no_newton_step_raises_the_coarse_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight scales meet in one class: the full step would more than double the cost."""
+    monkeypatch.setattr(coarse, "_NEWTON_STEPS", 1)
+    rows = torch.cat([torch.eye(8), -torch.ones(1, 8)]).double()
+    logs = torch.tensor([0.0] * 8 + [math.log(0.01)], dtype=torch.float64)
+    before, after = logs.exp().sum(), (logs + rows @ minimize(logs, rows, 1.0)).exp().sum()
+    assert float(after) < float(before)
 
 
 def test_a_direction_in_which_nothing_changes_is_left_alone() -> None:

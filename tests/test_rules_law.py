@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -181,14 +182,12 @@ MUTANTS: list[tuple[str, Callable[..., Any], str]] = [
 
 
 @pytest.fixture
-def mutate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Callable[..., Any]], None]]:
-    import inspect
-
+def mutate(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[..., Any]], None]:
     def put(key: str, function: Callable[..., Any]) -> None:
         entry = replace(table()[key], function=function, signature=inspect.signature(function))
         monkeypatch.setitem(registry._RULES, key, entry)
 
-    yield put
+    return put
 
 
 @pytest.mark.parametrize(("key", "wrong", "name"), MUTANTS, ids=lambda v: getattr(v, "__name__", v))
@@ -205,7 +204,11 @@ def test_a_wrong_rule_breaks_the_law(
 def test_a_rule_that_pins_too_much_is_found_incomplete(
     key: str, mutate: Callable[..., None]
 ) -> None:
-    name = {"cat": "cat dim 0", "matmul": "matmul (2, 3) (3, 2)", "transpose": "torch.transpose(0, 1)"}
+    name = {
+        "cat": "cat dim 0",
+        "matmul": "matmul (2, 3) (3, 2)",
+        "transpose": "torch.transpose(0, 1)",
+    }
     case = next(c for c in CASES if c.name == name.get(key, f"torch.{key}()"))
     mutate(key, lambda ctx, *args, **kwargs: NotImplemented)
     found = record(case.run, case.inputs)

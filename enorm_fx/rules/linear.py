@@ -245,11 +245,3 @@ def embedding(
         weight = ctx.define(weight, [LabelTerm(1, ctx.system.fresh(1, weight.shape[1]))])
     rows = ctx.system.uniform(weight, [0])
     return rows.map(ctx.shape, lambda ids: expand_dims(ids[0], len(ctx.shape)))
-
-
-@rule("embedding_lookup", weights=("weight",))
-def embedding_lookup(
-    ctx: Context, weight: Label, indices: Label, *args: Any, **kwargs: Any
-) -> Any:
-    """The embedding with torch's own order of arguments."""
-    return embedding(ctx, indices, weight)

@@ -69,24 +69,6 @@ def rms_norm(
     return _affine(ctx, input, weight, None, _last)
 
 
-@rule("batch_norm_flat", weights=("weight", "bias"))
-def batch_norm_flat(
-    ctx: Context, input: Label, weight: Label | None = None, bias: Label | None = None,
-    running_mean: Any = None, running_var: Any = None, *args: Any, **kwargs: Any,
-) -> Label:  # fmt: skip
-    """The batch normalization with torch's own order of arguments."""
-    return batch_norm(ctx, input, running_mean, running_var, weight, bias)
-
-
-@rule("instance_norm_flat", weights=("weight", "bias"))
-def instance_norm_flat(
-    ctx: Context, input: Label, weight: Label | None = None, bias: Label | None = None,
-    running_mean: Any = None, running_var: Any = None, *args: Any, **kwargs: Any,
-) -> Label:  # fmt: skip
-    """The instance normalization with torch's own order of arguments."""
-    return instance_norm(ctx, input, running_mean, running_var, weight, bias)
-
-
 @rule("normalize", "cosine_similarity", "local_response_norm")
 def normalize(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Label:
     """Divided by a norm with epsilon, without parameters: input and result keep their values."""

@@ -10,7 +10,7 @@ import torch
 
 from enorm_fx.errors import RuleError
 from enorm_fx.labels import Label, LabelTerm, System
-from enorm_fx.rules.registry import Context, Entry, Origin, bind, find
+from enorm_fx.rules.registry import Context, Entry, Origin, Rule, as_entry, bind, find
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace, replace_nodes
 
 # Ops that in place change how memory is looked at, not what it holds.
@@ -45,19 +45,22 @@ def propagate(
     biases: str = "rescale",
     frozen: frozenset[str] = frozenset(),
     free: bool = False,
+    custom: Mapping[str, Rule] | None = None,
 ) -> Labels:
     """Labels of a whole trace.
 
     frozen: parameters that must keep their values.
+    custom: rules by op key, for modules that were recorded as one call.
     free:   leave inputs and outputs unpinned, one variable per entry (the law that tests rules
             needs this).
     """
     context = Context(trace, System(), batchnorm, biases)
+    entries = {key: as_entry(rule) for key, rule in (custom or {}).items()}
     values: list[Any] = []
     for node in trace.nodes:
         context.node = node
         context.because(f"'{node.op}'")
-        label = _label(context, node, values, free)
+        label = _label(context, node, values, free, entries)
         values.append(_settled(label) if node.index in trace.written else label)
     if not free:
         for node, how in trace.outputs:
@@ -82,22 +85,34 @@ def propagate(
     )
 
 
-def _label(context: Context, node: Node, values: list[Any], free: bool) -> Any:
+def _label(
+    context: Context, node: Node, values: list[Any], free: bool, custom: dict[str, Entry]
+) -> Any:
     if node.op == INPUT:
         return _input(context, node, free)
     if node.op in (PARAMETER, CONSTANT):
         return Label(node.out.shape, node=node.index)
-    entry = find(node.op)
+    entry = custom.get(node.op) or find(node.op)
     if entry is not None and not _writes_elsewhere(node):
         try:
             arguments = bind(entry, context, node)
         except TypeError:
             return _unknown(context, node, values, "a call of '{}' that its rule does not fit")
         label = _apply(context, entry, arguments, values)
+        if node.op in custom:
+            _keep_untouched(context, node)
         if label is not NotImplemented:
             return _checked(context, node, label, values)
         return _unknown(context, node, values, "'{}' with these arguments has no rule")
     return _unknown(context, node, values, "no rule knows the op '{}'")
+
+
+def _keep_untouched(context: Context, node: Node) -> None:
+    """Parameters that a user's rule gives no label keep their values wherever else they are read."""
+    for source in node.inputs():
+        if source.op == PARAMETER and source.name not in context.parameters:
+            reason = f"the rule of '{node.op}' gives it no label"
+            context.keep(Label(source.out.shape, node=source.index), reason)
 
 
 def _writes_elsewhere(node: Node) -> bool:

@@ -49,6 +49,12 @@ def rule(*keys: str, weights: Sequence[str] = ()) -> Callable[[Rule], Rule]:
     return register
 
 
+def as_entry(function: Rule) -> Entry:
+    """A user's rule for a module: every argument may be a parameter without a label."""
+    signature = inspect.signature(function)
+    return Entry(function, signature, frozenset(signature.parameters))
+
+
 def find(key: str) -> Entry | None:
     """The rule for an op key, None where there is none."""
     return _RULES.get(key)

@@ -118,8 +118,11 @@ def minimize(log_totals: Tensor, exponents: Tensor, power: float) -> Tensor:
         if gradient.abs().max() < _SOLVED:
             break
         hessian = rows.t() @ (weights[:, None] * rows) / total
-        # The pseudo-inverse leaves flat directions alone, where a solve would fail.
-        step = -(torch.linalg.pinv(hessian, hermitian=True) @ gradient)
+        # Scaled to a unit diagonal, as totals differ by orders of magnitude; the pseudo-inverse
+        # leaves flat directions alone, where a solve would fail.
+        size = hessian.diagonal().clamp(min=1e-300).rsqrt()
+        inverse = torch.linalg.pinv(size[:, None] * hessian * size, hermitian=True, rtol=1e-12)
+        step = -size * (inverse @ (size * gradient))
         step = step * min(1.0, _LONGEST_STEP / float((power * step).abs().max().clamp(min=1e-300)))
         for _ in range(_HALVINGS):
             tried = (logs + rows @ (t + step)).exp()

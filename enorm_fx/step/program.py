@@ -85,8 +85,7 @@ class Program:
     @contextmanager
     def full_precision(self) -> Iterator[None]:
         """Autocast would run the matrix products of the solver in half precision."""
-        kind = self.device.type
-        with torch.autocast("cpu", enabled=False), torch.autocast(kind, enabled=False):
+        with torch.autocast(self.device.type, enabled=False):
             yield
 
     def _compile(self) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from enorm_fx.errors import TraceError
+from enorm_fx.errors import ArgumentError, TraceError
 from enorm_fx.tracing.inputs import Call, as_call, guesses
-from enorm_fx.tracing.symbolic import describe, trace_symbolic
+from enorm_fx.tracing.leaves import describe
+from enorm_fx.tracing.symbolic import trace_symbolic
 from enorm_fx.tracing.trace import Node, Spec, Trace
 
 FrontEnd = Callable[[nn.Module, Any, Any], Trace]
@@ -17,12 +19,23 @@ FrontEnd = Callable[[nn.Module, Any, Any], Trace]
 __all__ = ["Node", "Spec", "Trace", "trace"]
 
 
-def trace(model: nn.Module, example_inputs: Any = None, tracer: str = "auto") -> Trace:
+def trace(
+    model: nn.Module,
+    example_inputs: Any = None,
+    tracer: str = "auto",
+    opaque: tuple[type[nn.Module], ...] = (),
+) -> Trace:
     """Trace the model in the mode that it is in. Raises TraceError; the model stays as it was.
 
     tracer: "symbolic", "export", or "auto" for the first of them that succeeds.
+    opaque: classes of modules that are one call each (the symbolic front end alone can do that).
     """
-    front_ends = [_FRONT_ENDS[tracer]] if tracer in _FRONT_ENDS else list(_FRONT_ENDS.values())
+    if opaque:
+        if tracer == "export":
+            raise ArgumentError('rules for modules need tracer="symbolic" or "auto"')
+        front_ends: list[FrontEnd] = [partial(trace_symbolic, opaque=opaque)]
+    else:
+        front_ends = [_FRONT_ENDS[tracer]] if tracer in _FRONT_ENDS else [*_FRONT_ENDS.values()]
     if example_inputs is not None:
         return _first_success(front_ends, model, as_call(example_inputs))
     tried: list[str] = []

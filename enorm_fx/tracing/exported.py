@@ -12,12 +12,15 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from enorm_fx.errors import TraceError
 from enorm_fx.tracing.normalize import PIECE, normalize
-from enorm_fx.tracing.symbolic import FOREIGN, describe, undisturbed
+from enorm_fx.tracing.leaves import describe
+from enorm_fx.tracing.parameters import Parameters
+from enorm_fx.tracing.state import FOREIGN, undisturbed
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Trace, is_internal
 
 
 def trace_export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
     """Trace one call of the model. Raises TraceError; the model is left as it was."""
+    parameters = Parameters(model)
     try:
         with undisturbed(model), torch.no_grad():
             program = torch.export.export(model, args, kwargs or None, strict=False)
@@ -29,11 +32,10 @@ def trace_export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) from error
     graph = fx.Graph()
     nodes: dict[fx.Node, fx.Node] = {}
-    names = _parameter_names(model)
     sources = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            nodes[node] = _leaf(graph, node, sources[node.name], program, names)
+            nodes[node] = _leaf(graph, node, sources[node.name], program, parameters)
         elif node.op == "call_function":
             nodes[node] = _call(graph, node, nodes)
     outputs = _outputs(program, nodes)
@@ -42,23 +44,15 @@ def trace_export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     return normalize(
         graph,
         outputs=outputs,
-        aliases={all_names[0]: tuple(all_names[1:]) for all_names in names.values()},
-        tied={},
+        aliases=parameters.aliases,
+        tied=parameters.tied,
         front_end="export",
         inputs=(args, kwargs),
     )
 
 
-def _parameter_names(model: nn.Module) -> dict[int, list[str]]:
-    """Identity of each parameter -> all its names."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return names
-
-
 def _leaf(
-    graph: fx.Graph, node: fx.Node, spec: Any, program: Any, names: dict[int, list[str]]
+    graph: fx.Graph, node: fx.Node, spec: Any, program: Any, parameters: Parameters
 ) -> fx.Node:
     """An input, a parameter under its first name, or a constant with its value."""
     value = node.meta.get("val")
@@ -70,9 +64,11 @@ def _leaf(
     made = graph.create_node("get_attr", PARAMETER if is_parameter else CONSTANT)
     if is_parameter:
         parameter = program.state_dict[spec.target]
-        made.meta = {"value": value, "name": names.get(id(parameter), [spec.target])[0]}
+        made.meta = {"value": value, "name": parameters.name(parameter) or spec.target}
     else:
         real = program.state_dict.get(spec.target, program.constants.get(spec.target))
+        if isinstance(real, Tensor):
+            parameters.meet(real)
         if spec.kind == InputKind.BUFFER and real is not None and real.is_floating_point():
             real = None  # it may hold other numbers tomorrow
         made.meta = {"value": value, "name": "", "real": real}

@@ -28,9 +28,28 @@ _SYNONYMS = {
 }  # fmt: skip
 
 
-# Functions whose arguments stand in another order in torch and ATen than in torch.nn.functional.
-_REORDERED = {"embedding": "embedding_lookup", "batch_norm": "batch_norm_flat",
-              "instance_norm": "instance_norm_flat"}  # fmt: skip
+# Calls that tell about a tensor without reading its values.
+METADATA = frozenset(
+    {
+        "shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "dtype", "device",
+        "layout", "requires_grad", "requires_grad_", "is_cuda", "is_cpu", "is_meta", "is_mps",
+        "is_xpu", "is_sparse", "is_quantized", "is_nested", "is_leaf", "is_contiguous", "stride",
+        "is_floating_point", "is_complex", "is_inference", "is_same_size", "element_size",
+        "itemsize", "nbytes", "storage_offset", "get_device", "data_ptr", "grad_fn", "names",
+        "has_names", "len", "names", "is_signed", "is_conj", "is_neg", "name", "grad", "is_tensor",
+        "hash", "is_sparse_csr", "is_mkldnn", "is_vulkan", "is_ipu", "is_xla", "is_hpu", "is_mtia",
+        "is_maia", "is_ort", "retains_grad", "output_nr", "_version", "type", "dim_order",
+        "sym_size", "is_coalesced", "is_pinned", "is_shared", "result_type", "can_cast",
+    }
+)  # fmt: skip
+
+# torch and ATen order some arguments in another way than torch.nn.functional does: where each of
+# the latter's stands in the former.
+_ORDERS = {
+    "embedding": (1, 0, 2),
+    "batch_norm": (0, 3, 4, 1, 2, 5, 6, 7),
+    "instance_norm": (0, 3, 4, 1, 2, 5, 6, 7),
+}
 
 
 def _neutral(name: str) -> tuple[str, bool]:
@@ -63,8 +82,6 @@ def _table() -> dict[Any, tuple[str, bool]]:
             if space in (torch.special, torch.linalg) and hasattr(torch, name):
                 continue  # torch.special.softmax and its like are other objects of the same name
             table[member] = _neutral(name)
-    for name, key in _REORDERED.items():
-        table[getattr(torch, name)] = (key, False)
     return table
 
 
@@ -78,11 +95,11 @@ def op_key(function: Any) -> tuple[str, bool]:
     """
     if not _TABLE:
         _TABLE.update(_table())
+    if isinstance(function, torch.nn.Module):  # called as one op, by a rule of the user's
+        return module_key(type(function)), False
     if isinstance(function, torch._ops.OpOverload):
         namespace, name = function._schema.name.split("::")
-        if namespace != "aten":
-            return f"{namespace}.{name}", False
-        return (_REORDERED[name], False) if name in _REORDERED else _neutral(name)
+        return _neutral(name) if namespace == "aten" else (f"{namespace}.{name}", False)
     owner = getattr(function, "__self__", None)  # Tensor.T arrives as T.__get__
     if getattr(function, "__name__", "") == "__get__" and owner is not None:
         return str(owner.__name__), False
@@ -91,3 +108,17 @@ def op_key(function: Any) -> tuple[str, bool]:
     except (KeyError, TypeError):
         name = getattr(function, "__qualname__", None) or getattr(function, "__name__", "")
         return f"{getattr(function, '__module__', '')}.{name or function!r}".lstrip("."), False
+
+
+def module_key(kind: type) -> str:
+    """The op key of modules of a class that is not looked into."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def in_order(function: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The positional arguments of a call in the order of torch.nn.functional."""
+    is_aten = isinstance(function, torch._ops.OpOverload)
+    name = function._schema.name.split("::")[1] if is_aten else getattr(function, "__name__", "")
+    if name not in _ORDERS or not (is_aten or function is getattr(torch, name)):
+        return args
+    return tuple(args[i] for i in _ORDERS[name] if i < len(args))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from enorm_fx.tracing.keys import op_key
+from enorm_fx.tracing.keys import in_order, op_key
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace
 
 PIECE_KEY = "piece"
@@ -79,19 +79,24 @@ def _neutral(node: fx.Node, made: dict[fx.Node, Node], counts: dict[str, int]) -
     if node.target is PIECE:
         key = PIECE_KEY
     counts[key] = counts.get(key, 0) + 1
-    repeatable = not key.startswith(_NO_VALUE) and not inplace
     return Node(
         len(made),
         key,
-        fx.node.map_arg(node.args, lambda n: made[n]),
+        fx.node.map_arg(in_order(node.target, node.args), lambda n: made[n]),
         fx.node.map_arg(node.kwargs, lambda n: made[n]),
         _spec_of(node),
         f"{key}_{counts[key]}",
         inplace=inplace,
         module=node.meta.get("module", ""),
         source=node.meta.get("source", ""),
-        compute=node.target if repeatable else None,
+        compute=node.target if repeatable(node.target) else None,
     )
+
+
+def repeatable(function: Any) -> bool:
+    """Whether a call on constants gives the same values each time."""
+    key, inplace = op_key(function)
+    return not inplace and not key.startswith(_NO_VALUE)
 
 
 def _spec_of(node: fx.Node) -> Any:

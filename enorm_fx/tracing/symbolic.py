@@ -9,7 +9,8 @@ so nothing that happens to a weight goes unseen.
 
 from __future__ import annotations
 
-import random
+import functools
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,34 +23,29 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
     UnsupportedOperatorException,
+    unset_fake_temporarily,
 )
 from torch.overrides import TorchFunctionMode
 
 from enorm_fx.errors import EnormError, TraceError
-from enorm_fx.tracing.keys import op_key
-from enorm_fx.tracing.leaves import tensors_in
-from enorm_fx.tracing.normalize import PIECE, normalize, spec
+from enorm_fx.tracing.keys import METADATA, op_key
+from enorm_fx.tracing.leaves import describe, map_tensors, tensors_in
+from enorm_fx.tracing.normalize import PIECE, normalize, repeatable, spec
+from enorm_fx.tracing.parameters import Parameters
+from enorm_fx.tracing.state import FOREIGN, undisturbed
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Trace, user_frame
 
-# Calls that tell about a tensor without reading its values.
-_METADATA = frozenset(
-    {
-        "shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "dtype", "device",
-        "layout", "requires_grad", "requires_grad_", "is_cuda", "is_cpu", "is_meta", "is_mps",
-        "is_xpu", "is_sparse", "is_quantized", "is_nested", "is_leaf", "is_contiguous", "stride",
-        "is_floating_point", "is_complex", "is_inference", "is_same_size", "element_size",
-        "itemsize", "nbytes", "storage_offset", "get_device", "data_ptr", "grad_fn", "names",
-        "has_names", "len", "names", "is_signed", "is_conj", "is_neg", "name", "grad", "is_tensor",
-        "hash", "is_sparse_csr", "is_mkldnn", "is_vulkan", "is_ipu", "is_xla", "is_hpu", "is_mtia",
-        "is_maia", "is_ort", "retains_grad", "output_nr", "_version", "type", "dim_order",
-        "sym_size", "is_coalesced", "is_pinned", "is_shared", "result_type", "can_cast",
-    }
-)  # fmt: skip
+def trace_symbolic(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    opaque: tuple[type[nn.Module], ...] = (),
+) -> Trace:
+    """Trace one call of the model. Raises TraceError; the model is left as it was.
 
-
-def trace_symbolic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
-    """Trace one call of the model. Raises TraceError; the model is left as it was."""
-    recorder = Recorder(model)
+    opaque: modules of these very classes are recorded as one call each.
+    """
+    recorder = Recorder(model, opaque)
     try:
         with undisturbed(model) as snapshot, recorder.recording():
             inputs = recorder.fake_inputs(args, kwargs)
@@ -78,21 +74,11 @@ def trace_symbolic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     return normalize(
         recorder.graph,
         outputs=[(recorder.node_of(t), how) for t, how in leaving if recorder.knows(t)],
-        aliases=recorder.aliases,
-        tied=recorder.tied,
+        aliases=recorder.parameters.aliases,
+        tied=recorder.parameters.tied,
         front_end="symbolic",
         inputs=(args, kwargs),
     )
-
-
-# What a model's own code may raise on inputs that it does not accept.
-FOREIGN = (RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError,
-           ArithmeticError)  # fmt: skip
-
-
-def describe(call: Any) -> str:
-    """The shapes of the inputs of a call, for messages."""
-    return ", ".join(f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in tensors_in(call))
 
 
 def _where(recorder: Recorder) -> str:
@@ -107,37 +93,22 @@ class Recorder(TorchFunctionMode):
     identity is used twice.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, opaque: tuple[type[nn.Module], ...] = ()) -> None:
         super().__init__()
         self.model = model
+        self._opaque = opaque
+        self._written: set[int] = set()  # memory that some call wrote into
         self.graph = fx.Graph()
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.modules: list[str] = []
         self.deepest = ""  # the module that was entered last
-        self.aliases: dict[str, tuple[str, ...]] = {}
-        self.tied: dict[str, str] = {}
+        self.parameters = Parameters(model)
         self._paths = {id(m): name for name, m in model.named_modules()}
-        self._parameter_names: dict[int, str] = {}
         self._nodes: dict[int, fx.Node] = {}
         self._pieces: dict[int, tuple[fx.Node, tuple[Any, ...]]] = {}
         self._fakes: dict[int, Tensor] = {}
         self._alive: list[Any] = []
-        self._storages: dict[int, str] = {}
         self._numbers = {id(b) for b in model.buffers() if b.is_floating_point()}
-        self._name_parameters()
-
-    def _name_parameters(self) -> None:
-        names: dict[int, list[str]] = {}
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            names.setdefault(id(parameter), []).append(name)
-            storage = _storage(parameter)
-            other = self._storages.setdefault(storage, name) if storage else name
-            if other not in names[id(parameter)]:
-                for one, two in ((name, other), (other, name)):
-                    self.tied[one] = f"its memory is shared with parameter '{two}'"
-        for key, all_names in names.items():
-            self._parameter_names[key] = all_names[0]
-            self.aliases[all_names[0]] = tuple(all_names[1:])
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -146,12 +117,24 @@ class Recorder(TorchFunctionMode):
             nn.modules.module.register_module_forward_pre_hook(self._enter),
             nn.modules.module.register_module_forward_hook(self._leave, always_call=True),
         )
+        for module in self.model.modules():
+            if type(module) in self._opaque:  # undisturbed() takes this away again
+                module.forward = functools.partial(self._call_opaque, module, module.forward)
         try:
             with torch.no_grad(), self.fake_mode, self, _opaque_autograd_functions(self):
                 yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _call_opaque(self, module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run a module unseen; record it as one call on its inputs and its parameters."""
+        args, kwargs = self._fake((args, kwargs))
+        with torch._C.DisableTorchFunction():
+            out = forward(*args, **kwargs)
+        own = {name: self._fake(p) for name, p in module.named_parameters()}
+        self.record(module, args, {**kwargs, **own}, out)
+        return out
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self.modules.append(self._paths.get(id(module), ""))
@@ -180,8 +163,9 @@ class Recorder(TorchFunctionMode):
                 return {key: fake(item, f"{name}[{key!r}]") for key, item in value.items()}
             return value
 
+        names = _positional(self.model, len(args))
         return (
-            tuple(fake(value, f"input {i}") for i, value in enumerate(args)),
+            tuple(fake(value, f"input '{name}'") for value, name in zip(args, names, strict=True)),
             {key: fake(value, f"input '{key}'") for key, value in kwargs.items()},
         )
 
@@ -191,10 +175,14 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         args, kwargs = self._fake((args, kwargs))
         key, inplace = op_key(func)
-        out = func(*args, **kwargs)
-        if key in _METADATA and not (key == "type" and isinstance(out, Tensor)):
-            return out
+        try:
+            out = func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            out = self._on_constants(func, args, kwargs)
+            return self._fake(out)
         produced = list(tensors_in(out))
+        if key in METADATA and not produced:
+            return out
         read = list(tensors_in((args, kwargs)))
         if not produced and not read:
             return out
@@ -210,6 +198,8 @@ class Recorder(TorchFunctionMode):
         )
         module = self.modules[-1] if self.modules else ""
         self._check_shapes(func, out)
+        if op_key(func)[1]:
+            self._written.update(t.untyped_storage()._cdata for t in tensors_in(args[:1]))
         node.meta = {
             "value": out, "spec": spec(out), "module": module, "source": user_frame(3)
         }  # fmt: skip
@@ -280,12 +270,15 @@ class Recorder(TorchFunctionMode):
 
     def _adopt(self, tensor: Tensor) -> Tensor:
         """A parameter, a buffer or a tensor that the model holds: a new leaf of the graph."""
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            raise TraceError(
+                f"{_where(self)}: torch.func transforms (vmap, grad, ...) inside a model cannot be "
+                "traced. Write that part with batched ops"
+            )
         fake = self.fake_mode.from_tensor(tensor, static_shapes=True)
-        name = self._parameter_names.get(id(tensor))
+        name = self.parameters.name(tensor)
         if name is None:
-            owner = self._storages.get(_storage(tensor))
-            if owner is not None:
-                self.tied[owner] = "its memory is shared with a tensor that is not a parameter"
+            self.parameters.meet(tensor)
         node = self.graph.create_node("get_attr", PARAMETER if name else CONSTANT)
         # A buffer of numbers may hold others tomorrow: nothing is concluded from its values.
         unknown = name is not None or id(tensor) in self._numbers
@@ -308,6 +301,32 @@ class Recorder(TorchFunctionMode):
             return slice(*(self._as_nodes(x) for x in (value.start, value.stop, value.step)))
         return value
 
+    def _on_constants(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The call on real values, where no input and no parameter has a part in them."""
+        with torch._C.DisableTorchFunction(), unset_fake_temporarily():
+            values = map_tensors((args, kwargs), lambda t: self._constant(self.node_of(t)))
+            if any(v is None for v in _flat(values)):
+                raise TraceError(
+                    f"{_where(self)}: '{op_key(func)[0]}' at {user_frame(3) or 'an unknown line'} "
+                    "reads the values of a tensor, so what the model does depends on them. Analyze "
+                    "the part of the model before this call"
+                )
+            return func(*values[0], **values[1])
+
+    def _constant(self, node: fx.Node) -> Tensor | None:
+        """The value of a node that depends on constants alone; None for any other."""
+        if any(m in self._written for m in _memories(node.meta["spec"])):
+            return None
+        if node.op == "get_attr":
+            return node.meta["real"]
+        if node.op != "call_function" or not repeatable(node.target):
+            return None
+        inputs = {n: self._constant(n) for n in node.all_input_nodes}
+        if any(value is None for value in inputs.values()):
+            return None
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: inputs[n])
+        return node.target(*args, **kwargs)
+
     def _read_values(self, key: str, read: list[Tensor], out: Any) -> Any:
         raise TraceError(
             f"{_where(self)}: '{key}' at {user_frame(3) or 'an unknown line'} reads the values of a "
@@ -316,11 +335,28 @@ class Recorder(TorchFunctionMode):
         )
 
 
-def _storage(tensor: Tensor) -> int:
-    """An identity of the memory behind a tensor; 0 where there is none to share."""
-    if tensor.layout is not torch.strided or tensor.device.type == "meta" or not tensor.numel():
-        return 0
-    return tensor.untyped_storage()._cdata
+def _memories(spec: Any) -> list[int]:
+    if isinstance(spec, tuple):
+        return [m for item in spec for m in _memories(item)]
+    return [] if spec is None else [spec.memory]
+
+
+def _flat(value: Any) -> list[Any]:
+    if isinstance(value, (tuple, list)):
+        return [x for item in value for x in _flat(item)]
+    if isinstance(value, dict):
+        return [x for item in value.values() for x in _flat(item)]
+    return [value]
+
+
+def _positional(model: nn.Module, count: int) -> list[str]:
+    """Names of the first positional arguments of forward; *args are numbered."""
+    found = [
+        p.name
+        for p in inspect.signature(model.forward).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return [found[i] if i < len(found) else str(i) for i in range(count)]
 
 
 @contextmanager
@@ -340,51 +376,3 @@ def _opaque_autograd_functions(recorder: Recorder) -> Iterator[None]:
         yield
     finally:
         torch.autograd.Function.apply = original  # type: ignore[method-assign]
-
-
-class _Snapshot:
-    """What the modules of a model hold, to see what a run changed and to put it back."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._saved: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
-        self._contents: list[tuple[Any, Any]] = []
-        for path, module in model.named_modules():
-            self._saved.append((path, module.__dict__, dict(module.__dict__)))
-            for value in module.__dict__.values():
-                if type(value) in (dict, list, set):
-                    self._contents.append((value, value.copy()))
-
-    def new_tensors(self) -> Iterator[tuple[Tensor, str]]:
-        """Fake tensors that the model keeps after the run."""
-        for path, current, saved in self._saved:
-            for name, value in current.items():
-                if name == "_modules" or (value is saved.get(name) and not _is_container(value)):
-                    continue
-                for tensor in tensors_in(value):
-                    if isinstance(tensor, FakeTensor):
-                        yield tensor, f"'{path}.{name}'".replace("'.", "'")
-
-    def restore(self) -> None:
-        for _, current, saved in self._saved:
-            current.clear()
-            current.update(saved)
-        for container, copy in self._contents:
-            container.clear()
-            container.extend(copy) if isinstance(container, list) else container.update(copy)
-
-
-def _is_container(value: Any) -> bool:
-    return isinstance(value, (dict, list, tuple, set))
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[_Snapshot]:
-    """Whatever the run leaves in the modules or does to the RNG is undone."""
-    snapshot = _Snapshot(model)
-    python_state = random.getstate()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield snapshot
-    finally:
-        random.setstate(python_state)
-        snapshot.restore()

@@ -1,0 +1,78 @@
+"""Run a model without leaving a trace in it: modules, random numbers, logs."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from enorm_fx.tracing.leaves import tensors_in
+
+# What a model's own code may raise on inputs that it does not accept.
+FOREIGN = (RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError,
+           ArithmeticError, NotImplementedError)  # fmt: skip
+
+# Torch logs whole tracebacks and graphs for what is an ordinary "no" here: our error says it.
+_LOUD = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch.export",
+         "torch._export", "torch._functorch")  # fmt: skip
+
+
+class Snapshot:
+    """What the modules of a model hold, to see what a run changed and to put it back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._saved: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+        self._contents: list[tuple[Any, Any]] = []
+        for path, module in model.named_modules():
+            self._saved.append((path, module.__dict__, dict(module.__dict__)))
+            for value in module.__dict__.values():
+                if type(value) in (dict, list, set):
+                    self._contents.append((value, value.copy()))
+
+    def new_tensors(self) -> Iterator[tuple[Tensor, str]]:
+        """Fake tensors that the model keeps after the run, with the attribute that holds them."""
+        for path, current, saved in self._saved:
+            for name, value in current.items():
+                if name == "_modules" or (value is saved.get(name) and not _is_container(value)):
+                    continue
+                for tensor in tensors_in(value):
+                    if isinstance(tensor, FakeTensor):
+                        yield tensor, f"'{path}.{name}'".replace("'.", "'")
+
+    def restore(self) -> None:
+        """Put everything back, the contents of lists, dicts and sets too."""
+        for _, current, saved in self._saved:
+            current.clear()
+            current.update(saved)
+        for container, copy in self._contents:
+            container.clear()
+            container.extend(copy) if isinstance(container, list) else container.update(copy)
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, (dict, list, tuple, set))
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[Snapshot]:
+    """Whatever the run leaves in the modules, does to the RNG or logs is undone or kept quiet."""
+    snapshot = Snapshot(model)
+    python_state = random.getstate()
+    loggers = [logging.getLogger(name) for name in _LOUD]
+    disabled = [logger.disabled for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.disabled = True
+        with torch.random.fork_rng(devices=[]):
+            yield snapshot
+    finally:
+        for logger, was in zip(loggers, disabled, strict=True):
+            logger.disabled = was
+        random.setstate(python_state)
+        snapshot.restore()
