@@ -106,8 +106,8 @@ def op_key(function: Any) -> tuple[str, bool]:
     try:
         return _TABLE[function]
     except (KeyError, TypeError):
-        name = getattr(function, "__qualname__", None) or getattr(function, "__name__", "")
-        return f"{getattr(function, '__module__', '')}.{name or function!r}".lstrip("."), False
+        name = getattr(function, "__qualname__", "") or getattr(function, "__name__", "")
+        return f"{getattr(function, '__module__', '')}.{name or repr(function)}".lstrip("."), False
 
 
 def module_key(kind: type) -> str:

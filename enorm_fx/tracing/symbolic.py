@@ -97,6 +97,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.model = model
         self._opaque = opaque
+        self._paused = False
         self._written: set[int] = set()  # memory that some call wrote into
         self.graph = fx.Graph()
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -129,12 +130,21 @@ class Recorder(TorchFunctionMode):
 
     def _call_opaque(self, module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
         """Run a module unseen; record it as one call on its inputs and its parameters."""
-        args, kwargs = self._fake((args, kwargs))
-        with torch._C.DisableTorchFunction():
+        with self.paused():
+            args, kwargs = self._fake((args, kwargs))
             out = forward(*args, **kwargs)
-        own = {name: self._fake(p) for name, p in module.named_parameters()}
-        self.record(module, args, {**kwargs, **own}, out)
+            own = {name: self._fake(p) for name, p in module.named_parameters()}
+            self.record(module, args, {**kwargs, **own}, out)
         return out
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Record nothing in this block; calls still run."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self.modules.append(self._paths.get(id(module), ""))
@@ -173,6 +183,8 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
         args, kwargs = self._fake((args, kwargs))
         key, inplace = op_key(func)
         try:
@@ -194,7 +206,7 @@ class Recorder(TorchFunctionMode):
     def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Add a call to the graph; its outputs are known from here on."""
         node = self.graph.create_node(
-            "call_function", func, self._as_nodes(args), self._as_nodes(kwargs)
+            "call_function", func, self._as_nodes(args), self._as_nodes(kwargs), op_key(func)[0]
         )
         module = self.modules[-1] if self.modules else ""
         self._check_shapes(func, out)
@@ -365,10 +377,10 @@ def _opaque_autograd_functions(recorder: Recorder) -> Iterator[None]:
     original = torch.autograd.Function.__dict__["apply"]
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        fakes, fake_kwargs = recorder._fake((args, kwargs))
-        with torch._C.DisableTorchFunction():
+        with recorder.paused():
+            fakes, fake_kwargs = recorder._fake((args, kwargs))
             out = original.__get__(None, cls)(*fakes, **fake_kwargs)
-        recorder.record(cls, fakes, fake_kwargs, out)
+            recorder.record(cls, fakes, fake_kwargs, out)
         return out
 
     torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment,method-assign]
