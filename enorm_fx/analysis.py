@@ -106,6 +106,7 @@ def analyze(
         graph=graph,
         tracer=traced.front_end,
         inputs=traced.inputs,
+        notes=traced.notes,
     )
 
 

@@ -16,6 +16,10 @@ class TraceError(EnormError):
     """The model could not be traced, with or without the given inputs."""
 
 
+class DataDependentError(TraceError):
+    """What the model does depends on the values of its tensors."""
+
+
 class RuleError(EnormError):
     """A rule is missing, registered twice, or does not fit the call it was given."""
 

@@ -104,6 +104,7 @@ class Plan:
     graph: nx.DiGraph = field(repr=False)
     tracer: str
     inputs: tuple[tuple[Any, ...], dict[str, Any]] = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     def norm(self, p: float = 2, c: float = 1.0) -> float:
         """The objective J of the weights as they are now (dimensionless).

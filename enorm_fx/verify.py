@@ -56,6 +56,8 @@ def verify(plan: Plan, example_inputs: Any = None, *, trials: int = 3) -> Verifi
     before = _outputs(model, args, kwargs)
     if not all(bool(y.isfinite().all()) for y in before):
         raise ArgumentError("the model's outputs are not finite: verify with other inputs")
+    if not any(y.numel() for y in before):
+        raise ArgumentError("the model's outputs have no entries: verify with other inputs")
     saved = {name: p.detach().clone() for name, p in model.named_parameters()}
     on_copy = replace(plan, model=model)
     largest = 0.0

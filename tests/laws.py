@@ -22,7 +22,7 @@ from enorm_fx.rules import Labels, propagate
 from enorm_fx.solve import Solution, solve
 from enorm_fx.tracing import Trace, trace
 from enorm_fx.tracing.leaves import map_tensors, tensors_in
-from enorm_fx.tracing.trace import INPUT
+from enorm_fx.tracing.trace import INPUT, Node
 
 SPREAD = 0.3  # standard deviation of random log scales
 ROUNDING = 1e-9  # relative; what float64 may leave of an exact law
@@ -93,9 +93,7 @@ class Recorded:
 
     def input_labels(self) -> list[Label]:
         """Labels of the floating-point inputs, in the order of the arguments."""
-        nodes = sorted(
-            (n for n in self.trace.nodes if n.op == INPUT), key=lambda n: int(n.name.split()[-1])
-        )
+        nodes = sorted((n for n in self.trace.nodes if n.op == INPUT), key=_position)
         return [self.labels.values[n.index] for n in nodes]
 
     def output_labels(self) -> list[Label]:
@@ -114,7 +112,7 @@ def record(run: Callable[..., Any], inputs: tuple[Any, ...]) -> Recorded:
     module = as_module(run)
     flat = tuple(tensors_in(inputs))
     wrapped = _Flat(module, inputs)
-    traced = trace(wrapped, flat, "symbolic")
+    traced = trace(wrapped, {f"input_{i}": x for i, x in enumerate(flat)}, "symbolic")
     labels = propagate(traced, free=True, batchnorm="affine")
     return Recorded(wrapped, flat, traced, labels, solve(labels.system))
 
@@ -127,8 +125,8 @@ class _Flat(nn.Module):
         self.module = module
         self.inputs = inputs
 
-    def forward(self, *flat: Tensor) -> Any:
-        items = iter(flat)
+    def forward(self, *flat: Tensor, **named: Tensor) -> Any:
+        items = iter((*flat, *named.values()))
         return self.module(*map_tensors(self.inputs, lambda _: next(items)))
 
 
@@ -180,7 +178,11 @@ def law_deviation(recorded: Recorded, trials: int = 3) -> float:
 
 def _positions(traced: Trace) -> list[int]:
     """Which arguments reach an output."""
-    return sorted(int(n.name.split()[-1]) for n in traced.nodes if n.op == INPUT)
+    return sorted(_position(n) for n in traced.nodes if n.op == INPUT)
+
+
+def _position(node: Node) -> int:
+    return int(node.name.strip("'").rpartition("_")[2])
 
 
 def redrawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
@@ -374,7 +376,7 @@ def count_symmetries(model: nn.Module, inputs: Any, seed: int = 0) -> int:
                 p.copy_(torch.randn(p.shape, dtype=p.dtype, generator=generator) / fan_in**0.5)
         args = map_tensors(inputs, lambda t: redrawn(t, generator))
         outputs = [y for y in tensors_in(model(*args)) if y.is_floating_point()]
-        for _ in range(8):
+        for _ in range(min(8, sum(y.numel() for y in outputs))):  # no more are independent
             loss = sum(
                 (y * torch.randn(y.shape, dtype=y.dtype, generator=generator)).sum()
                 for y in outputs

@@ -175,9 +175,15 @@ def reductions() -> Iterator[OpCase]:
     for name in ("norm", "vector_norm"):
         function = getattr(torch, name, torch.linalg.vector_norm)
         yield OpCase(name, function, (x(2, 3),))
-        yield OpCase(f"{name} p=1", lambda a, f=function: f(a, 1), (x(2, 3),))
-        yield OpCase(f"{name} along an axis", lambda a, f=function: f(a, 2, 1), (x(2, 3),),
-                     "spellings differ")  # fmt: skip
+        yield OpCase(f"{name} p=0", lambda a, f=function: f(a, 0), (x(2, 3),), whole, 0)
+        for p in (1, 2, 3, float("inf")):
+            yield OpCase(f"{name} p={p}", lambda a, f=function, p=p: f(a, p), (x(2, 3),))
+            yield OpCase(f"{name} p={p} of rows", lambda a, f=function, p=p: f(a, p, 1), (x(2, 3),))
+        yield OpCase(
+            f"{name} by names", lambda a, f=function: f(a, dim=(0, -1), keepdim=True), (x(2, 3, 2),)
+        )
+    yield OpCase("x.norm", lambda a: a.norm(2, 0, True), (x(3, 2),))
+    yield OpCase("linalg.vector_norm(ord)", lambda a: torch.linalg.vector_norm(a, ord=0), (x(3),), whole, 0)
     yield OpCase("linalg.norm", torch.linalg.norm, (x(2, 3),), "no rule")
     yield OpCase("x / norm", lambda a: a / a.norm(), (x(2, 3),))
     for name in ("var", "std"):

@@ -96,7 +96,7 @@ small("zero padding", seq(C(2, 2, 2), R(), nn.ZeroPad2d(1), C(2, 1, 2)), IMAGE)
 small("lp pooling", seq(C(2, 2, 2), R(), nn.LPPool2d(2, 2), C(2, 1, 1)), IMAGE)
 small("embedding", net(lambda m, x: m.b(m.a(x.long() % 3).relu()), a=nn.Embedding(3, 4), b=L(4, 2)),
       (6, 2))  # fmt: skip
-small("relu6", seq(L(3, 4), nn.ReLU6(), L(4, 2)), (6, 3))
+small("relu6", net(lambda m, x: m.b(F.relu6(6 * m.a(x))), a=L(3, 4), b=L(4, 2)), (40, 3))
 
 # --- groups ------------------------------------------------------------------------------------
 small("grouped conv", seq(C(2, 4, 2), R(), C(4, 4, 2, groups=2), R(), C(4, 1, 2)), IMAGE)
@@ -167,11 +167,12 @@ small("chunks", net(lambda m, x: (lambda p, q: m.b(p.relu()) + m.c(q.relu()))(*m
       a=L(3, 4), b=L(2, 2), c=L(2, 2)), (6, 3))  # fmt: skip
 small("chunks that are added", net(lambda m, x: (lambda p, q: m.b((p + q).relu()))(
       *m.a(x).chunk(2, 1)), a=L(3, 4), b=L(2, 2)), (6, 3))  # fmt: skip
-small("part sliced away", net(lambda m, x: m.b(m.a(x).relu()[:, :3]), a=L(3, 5), b=L(3, 2)), (6, 3))
+small("slices", net(lambda m, x: (lambda y: m.b(y[:, :3]) + m.c(y[:, 2:]))(m.a(x).relu()),
+      a=L(3, 5), b=L(3, 2), c=L(3, 2)), (6, 3))  # fmt: skip
 small("permuted by a constant", net(lambda m, x: m.b(m.a(x).relu()[:, [2, 0, 3, 1]] + m.c(x).relu()),
       a=L(3, 4), b=L(4, 2), c=L(3, 4)), (6, 3))  # fmt: skip
 small("index buffer", net(lambda m, x: m.b(m.a(x).relu()[:, m.order]), a=L(3, 4), b=L(4, 2),
-      order=torch.tensor([2, 0, 3, 3])), (6, 3))  # fmt: skip
+      order=torch.tensor([2, 0, 3, 1])), (6, 3))  # fmt: skip
 small("channels padded by zeros", net(lambda m, x: m.b((F.pad(m.a(x).relu(), (0, 2)) + m.c(x))
       .relu()), a=L(3, 2), b=L(4, 2), c=L(3, 4)), (6, 3))  # fmt: skip
 small("broadcast sum of 4 and 1", net(lambda m, x: m.c((m.a(x) + m.b(x)).relu()), a=L(3, 4),
@@ -234,8 +235,6 @@ small("transposed autoencoder", net(lambda m, x: F.linear(F.linear(x, m.w).relu(
       w=parameter(4, 3)), (6, 3))  # fmt: skip
 small("transposed inside", net(lambda m, x: m.b(F.linear(F.linear(m.a(x).relu(), m.w).relu(),
       m.w.t()).relu()), a=L(3, 3), w=parameter(4, 3), b=L(3, 2)), (8, 3))  # fmt: skip
-small("weight halves", net(lambda m, x: F.linear(F.linear(x, m.w[:4]).relu(), m.w[4:].reshape(2, 4)),
-      w=parameter(6, 4)), (8, 4))  # fmt: skip
 small("weights stacked", net(lambda m, x: m.b(F.linear(x, torch.cat([m.w, m.v])).relu()),
       w=parameter(2, 3), v=parameter(2, 3), b=L(4, 2)), (6, 3))  # fmt: skip
 small("weight by its norm", net(lambda m, x: m.b(F.linear(x, m.g * m.v / m.v.norm(dim=1, keepdim=True))
@@ -266,3 +265,86 @@ def _heads(m: Any, x: Tensor) -> Tensor:
 small("attention with two heads", net(_heads, qkv=L(2, 12), o=L(4, 2)), (3, 3, 2))
 small("multi-head attention", net(lambda m, x: m.o(m.a(x, x, x, need_weights=False)[0].relu()),
       a=nn.MultiheadAttention(2, 1, batch_first=True), o=L(2, 1)), (4, 3, 2))  # fmt: skip
+small("attention pooling", net(lambda m, x: m.c((m.a(x) * m.s(x).softmax(1)).sum(1)), a=L(3, 4),
+      s=L(3, 1), c=L(4, 2)), (4, 3, 3))  # fmt: skip
+
+
+class Block(nn.Module):
+    """A transformer block of four channels and two heads."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(4), nn.LayerNorm(4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.mlp = nn.Sequential(L(4, 3), activation, L(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        return x + self.mlp(self.second(x))
+
+
+class Vit(nn.Module):
+    """A vision transformer: patches, a class token, learned positions, one block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.block = C(2, 4, 2, 2), Block(nn.GELU())
+        self.token, self.positions = parameter(1, 1, 4), parameter(1, 5, 4)
+        self.norm, self.head = nn.LayerNorm(4), L(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
+        return self.head(self.norm(self.block(x))[:, 0])
+
+
+_LAYER = {"d_model": 4, "nhead": 2, "dim_feedforward": 3, "batch_first": True, "dropout": 0.0}
+small("transformer block with relu", lambda: Block(nn.ReLU()), (2, 3, 4))
+small("vision transformer", Vit, (4, 2, 4, 4))
+small("encoder layer", lambda: nn.TransformerEncoderLayer(**_LAYER), (2, 3, 4))
+small("decoder layer", lambda: nn.TransformerDecoderLayer(**_LAYER), (2, 3, 4), (2, 3, 4))
+
+# --- more architectures ------------------------------------------------------------------------
+
+
+def _convnext(m: Any, x: Tensor) -> Tensor:
+    x = m.stem(x)
+    y = m.narrow(F.relu(m.wide(m.norm(m.depth(x).permute(0, 2, 3, 1))))) * m.scale
+    return m.head((x + y.permute(0, 3, 1, 2)).mean((2, 3)))
+
+
+small("convnext block", net(_convnext, stem=C(2, 2, 1), depth=C(2, 2, 3, 1, 1, groups=2),
+      norm=nn.LayerNorm(2), wide=L(2, 3), narrow=L(3, 2), scale=parameter(2), head=L(2, 2)),
+      (4, 2, 4, 4))  # fmt: skip
+small("pointnet", net(lambda m, x: m.c(m.b(m.a(x).relu()).max(dim=2)[0]), a=nn.Conv1d(3, 4, 1),
+      b=nn.Conv1d(4, 3, 1), c=L(3, 2)), (4, 3, 5))  # fmt: skip
+small("feature pyramid", net(lambda m, x: (lambda y: m.o((m.l(y) + F.interpolate(m.t(F.max_pool2d(y, 2)),
+      scale_factor=2)).relu()))(m.a(x).relu()), a=C(2, 3, 1), l=C(3, 2, 1), t=C(3, 2, 1),
+      o=C(2, 1, 1)), (4, 2, 4, 4))  # fmt: skip
+small("mlp mixer", net(lambda m, x: m.c(m.t(m.s(m.a(x).transpose(1, 2)).relu()).transpose(1, 2)),
+      a=L(3, 4), s=L(3, 3), t=L(3, 3), c=L(4, 2)), (4, 3, 3))  # fmt: skip
+small("maxout", net(lambda m, x: m.c(m.a(x).view(-1, 4, 2).max(-1)[0]), a=L(3, 8), c=L(4, 2)), (6, 3))
+small("experts", net(lambda m, x: (m.r(x).softmax(-1)[..., None] * torch.stack([m.b(m.a(x).relu()),
+      m.d(m.c(x).relu())], 1)).sum(1), r=L(3, 2), a=L(3, 3), b=L(3, 2), c=L(3, 3), d=L(3, 2)),
+      (8, 3))  # fmt: skip
+small("two towers", net(lambda m, x, y: (m.a(x).relu() * m.b(y).relu()).sum(1), a=L(3, 4),
+      b=L(2, 4)), (6, 3), (6, 2))  # fmt: skip
+small("gram matrix", net(lambda m, x: m.c((lambda y: y @ y.transpose(1, 2))(m.a(x).relu()).flatten(1)),
+      a=L(3, 2), c=L(9, 2)), (8, 3, 3))  # fmt: skip
+small("outer product", net(lambda m, x: m.c(torch.einsum("ni,nj->nij", m.a(x), m.b(x)).flatten(1)),
+      a=L(3, 2), b=L(3, 2), c=L(4, 2)), (8, 3))  # fmt: skip
+small("highway", net(lambda m, x: (lambda h, g: m.c(g * m.b(h).relu() + (1 - g) * h))(m.a(x).relu(),
+      m.g(x).sigmoid()), a=L(3, 4), b=L(4, 4), g=L(3, 4), c=L(4, 2)), (6, 3))  # fmt: skip
+small("both signs", net(lambda m, x: (lambda y: m.c(torch.cat([y, -y], 1).relu()))(m.a(x)),
+      a=C(2, 2, 1), c=C(4, 1, 1)), IMAGE)  # fmt: skip
+small("standardized convolution", net(lambda m, x: m.b(F.conv2d(x, (m.w - m.w.mean((1, 2, 3), True))
+      / m.w.std((1, 2, 3), keepdim=True) * m.g).relu()), w=parameter(3, 2, 2, 2),
+      g=parameter(3, 1, 1, 1), b=C(3, 2, 1)), IMAGE)  # fmt: skip
+small("choice", net(lambda m, x: m.c(torch.where(m.a(x) > 0, m.a(x), m.b(x))), a=L(3, 4), b=L(3, 4),
+      c=L(4, 2)), (6, 3))  # fmt: skip
+small("running sum", net(lambda m, x: m.c(m.a(x).cumsum(1)), a=L(3, 4), c=L(4, 2)), (4, 3, 3))
+small("reflected borders", seq(C(2, 3, 3, padding=1, padding_mode="reflect"), R(),
+      C(3, 2, 3, padding=1, padding_mode="circular")), IMAGE)  # fmt: skip
+small("y over its norm", net(lambda m, x: (lambda y: m.c(y / y.norm(dim=1, keepdim=True)))(m.a(x)),
+      a=L(3, 4), c=L(4, 2)), (6, 3))  # fmt: skip

@@ -40,11 +40,14 @@ def reduce(ctx: Context, input: Label, dim: Any = None, *args: Any, **kwargs: An
 
 
 @rule("norm", "vector_norm")
-def norm(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
-    """Declined unless all axes are reduced: the argument order differs between spellings."""
-    if ctx.shape != ():
+def norm(
+    ctx: Context, input: Label, p: Any = 2, dim: Any = None, keepdim: bool = False, *,
+    ord: Any = None, **kwargs: Any,
+) -> Any:  # fmt: skip
+    """Every norm scales like the entries, but for p = 0, which counts them."""
+    if ord == 0 or p == 0:
         return NotImplemented
-    return reduced(ctx, input, list(range(len(input.shape))))
+    return reduced(ctx, input, axes_of(input, dim))
 
 
 @rule("var", "std")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from enorm_fx.errors import ArgumentError, TraceError
+from enorm_fx.errors import ArgumentError, DataDependentError, TraceError
 from enorm_fx.tracing.inputs import Call, as_call, guesses
 from enorm_fx.tracing.leaves import describe
 from enorm_fx.tracing.symbolic import trace_symbolic
@@ -74,6 +74,8 @@ def _first_success(front_ends: list[FrontEnd], model: nn.Module, call: Call) -> 
             return front_end(model, *call)
         except TraceError as error:
             errors.append(error)
+    if any(isinstance(error, DataDependentError) for error in errors):
+        return trace_symbolic(model, *call, cut=True)
     if len(errors) == 1:
         raise errors[0]
     raise TraceError("; ".join(str(error) for error in errors)) from errors[0]

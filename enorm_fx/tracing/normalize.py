@@ -30,6 +30,7 @@ def normalize(
     tied: dict[str, str],
     front_end: str,
     inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    notes: tuple[str, ...] = (),
 ) -> Trace:
     """Neutral nodes for everything that an output, or a write in place, depends on."""
     wanted = _needed(graph, [node for node, _ in outputs])
@@ -45,6 +46,7 @@ def normalize(
         tied=tied,
         front_end=front_end,
         inputs=inputs,
+        notes=notes,
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,7 +28,8 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.overrides import TorchFunctionMode
 
-from enorm_fx.errors import EnormError, TraceError
+from enorm_fx.errors import DataDependentError, EnormError, TraceError
+from enorm_fx.tracing.afterwards import UnreadableError, reachable, running
 from enorm_fx.tracing.keys import METADATA, op_key
 from enorm_fx.tracing.leaves import describe, map_tensors, tensors_in
 from enorm_fx.tracing.normalize import PIECE, normalize, repeatable, spec
@@ -40,25 +42,33 @@ def trace_symbolic(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     opaque: tuple[type[nn.Module], ...] = (),
+    cut: bool = False,
 ) -> Trace:
     """Trace one call of the model. Raises TraceError; the model is left as it was.
 
     opaque: modules of these very classes are recorded as one call each.
+    cut:    where what the model does begins to depend on data, end the trace instead of raising
+            DataDependentError: whatever may be used from there on keeps its values.
     """
     recorder = Recorder(model, opaque)
+    notes: tuple[str, ...] = ()
     try:
-        with undisturbed(model) as snapshot, recorder.recording():
-            inputs = recorder.fake_inputs(args, kwargs)
-            result = model(*inputs[0], **inputs[1])
-            leaving = [(t, "output of the model") for t in tensors_in(result)]
-            leaving += [(t, f"kept by the model as {name}") for t, name in snapshot.new_tensors()]
+        with undisturbed(model) as snapshot:
+            try:
+                with recorder.recording():
+                    inputs = recorder.fake_inputs(args, kwargs)
+                    result = model(*inputs[0], **inputs[1])
+                left = [(t, "output of the model") for t in tensors_in(result)]
+                left += [(t, f"kept by the model as {name}") for t, name in snapshot.new_tensors()]
+                leaving = [(recorder.node_of(t), how) for t, how in left if recorder.knows(t)]
+            except DataDependentError as error:
+                if not cut:
+                    raise
+                leaving = _cut(recorder, error)
+                where = str(error).partition(". ")[0]
+                notes = (f"The analysis ends {where}. What may be used later keeps its values.",)
     except EnormError:
         raise
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        raise TraceError(
-            f"{_where(recorder)}: the model reads the values of a tensor ({error}), so which path "
-            "it takes depends on data. Analyze the part of the model before this call"
-        ) from error
     except UnsupportedOperatorException as error:
         raise TraceError(
             f"{_where(recorder)}: {error} has no shape rule (register one with "
@@ -69,20 +79,34 @@ def trace_symbolic(
             f"{_where(recorder)}: the model raised {type(error).__name__}: {error} for inputs "
             f"{describe((args, kwargs))}. Pass example_inputs that the model accepts"
         ) from error
-    if not any(recorder.knows(t) for t, _ in leaving):
+    if not leaving:
         raise TraceError("the model returned no tensor that its inputs or parameters reach")
     return normalize(
         recorder.graph,
-        outputs=[(recorder.node_of(t), how) for t, how in leaving if recorder.knows(t)],
+        outputs=leaving,
         aliases=recorder.parameters.aliases,
         tied=recorder.parameters.tied,
         front_end="symbolic",
         inputs=(args, kwargs),
+        notes=notes,
     )
 
 
+def _cut(recorder: Recorder, error: DataDependentError) -> list[tuple[fx.Node, str]]:
+    """End the trace at an error: all that may be used afterwards leaves the model there."""
+    reason = "it may be used after the model's path begins to depend on data"
+    try:
+        later = reachable(running(error.__traceback__))
+    except UnreadableError as why:
+        raise DataDependentError(f"{error}. What follows cannot be told: {why}") from error
+    for name, parameter in recorder.model.named_parameters():
+        if id(parameter) in later:
+            recorder.parameters.tied[name] = reason
+    return [(node, reason) for node in recorder.alive()]
+
+
 def _where(recorder: Recorder) -> str:
-    module = recorder.deepest
+    module = recorder.modules[-1] if recorder.modules else recorder.deepest
     return f"in module '{module or type(recorder.model).__name__}'"
 
 
@@ -223,7 +247,7 @@ class Recorder(TorchFunctionMode):
     def _check_shapes(self, func: Any, out: Any) -> None:
         for tensor in tensors_in(out):
             if any(isinstance(n, torch.SymInt) for n in tensor.shape):
-                raise TraceError(
+                raise DataDependentError(
                     f"{_where(self)}: the shape of what '{op_key(func)[0]}' gives at "
                     f"{user_frame(4) or 'an unknown line'} depends on the values of a tensor. "
                     "Analyze the part of the model before this call"
@@ -232,6 +256,20 @@ class Recorder(TorchFunctionMode):
     def knows(self, tensor: Tensor) -> bool:
         """Whether a call recorded so far gave this tensor."""
         return id(tensor) in self._nodes or id(tensor) in self._pieces
+
+    def alive(self) -> list[fx.Node]:
+        """The nodes whose tensors someone else still holds. Nothing can be recorded after this."""
+        for tensor in list(self._alive):
+            if id(tensor) in self._pieces:
+                self.node_of(tensor)
+        held = [
+            (weakref.ref(t), self._nodes[id(t)]) for t in self._alive if id(t) in self._nodes
+        ]
+        for node in self.graph.nodes:
+            node.meta.pop("value", None)
+        for keeper in (self._alive, self._fakes, self._nodes, self._pieces):
+            keeper.clear()
+        return [node for reference, node in held if reference() is not None]
 
     def node_of(self, tensor: Tensor) -> fx.Node:
         """The node that gave a tensor; parameters and constants become nodes when first met."""
@@ -318,7 +356,7 @@ class Recorder(TorchFunctionMode):
         with torch._C.DisableTorchFunction(), unset_fake_temporarily():
             values = map_tensors((args, kwargs), lambda t: self._constant(self.node_of(t)))
             if any(v is None for v in _flat(values)):
-                raise TraceError(
+                raise DataDependentError(
                     f"{_where(self)}: '{op_key(func)[0]}' at {user_frame(3) or 'an unknown line'} "
                     "reads the values of a tensor, so what the model does depends on them. Analyze "
                     "the part of the model before this call"
@@ -340,7 +378,7 @@ class Recorder(TorchFunctionMode):
         return node.target(*args, **kwargs)
 
     def _read_values(self, key: str, read: list[Tensor], out: Any) -> Any:
-        raise TraceError(
+        raise DataDependentError(
             f"{_where(self)}: '{key}' at {user_frame(3) or 'an unknown line'} reads the values of a "
             "tensor into Python, so what the model does depends on them. Analyze the part of the "
             "model before this call"

@@ -68,6 +68,7 @@ class Trace:
     tied:       parameters that must stay as they are, with the reason (shared memory).
     front_end:  "symbolic" or "export".
     inputs:     the call that was traced, as (args, kwargs).
+    notes:      what a reader of the plan should know about the trace.
     written:    indices of the nodes whose memory some call writes into, itself or through a view.
     """
 
@@ -77,6 +78,7 @@ class Trace:
     tied: dict[str, str]
     front_end: str
     inputs: tuple[tuple[Any, ...], dict[str, Any]]
+    notes: tuple[str, ...] = ()
     written: frozenset[int] = field(init=False)
     _values: dict[int, Tensor | None] = field(default_factory=dict)
 
