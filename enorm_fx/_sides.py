@@ -47,7 +47,7 @@ def _sides(
         groups: set[int] = set()
         moved = torch.zeros((), dtype=torch.bool)
         for index in [] if pinned[side] else indices:
-            groups.update(owner[index[index >= 0]].unique().tolist())
+            groups.update(owner[index[index >= 0]].tolist())
             moved = moved | (index >= 0)
         count = int(moved.sum())
         result.append(Side(side, tuple(sorted(groups)), count, moved.numel(), pinned[side]))

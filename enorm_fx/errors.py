@@ -17,7 +17,7 @@ class TraceError(EnormError):
 
 
 class DataDependentError(TraceError):
-    """What the model does depends on the values of its tensors."""
+    """The shape of a tensor in the model depends on the values of another."""
 
 
 class RuleError(EnormError):

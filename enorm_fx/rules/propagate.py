@@ -14,7 +14,7 @@ from enorm_fx.rules.registry import Context, Entry, Origin, Rule, as_entry, bind
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace, replace_nodes
 
 # Ops that in place change how memory is looked at, not what it holds.
-_SAME_MEMORY = ("squeeze", "unsqueeze", "transpose", "t", "detach")
+_SAME_MEMORY = ("squeeze", "unsqueeze", "transpose", "t", "detach", "requires_grad")
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import operator
 import re
+from contextlib import redirect_stderr
 from typing import Any
 
 import torch
@@ -22,7 +24,8 @@ def trace_export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     """Trace one call of the model. Raises TraceError; the model is left as it was."""
     parameters = Parameters(model)
     try:
-        with undisturbed(model), torch.no_grad():
+        # torch.export prints the graph that it had got to; our error says what matters.
+        with undisturbed(model), torch.no_grad(), redirect_stderr(io.StringIO()):
             program = torch.export.export(model, args, kwargs or None, strict=False)
     except FOREIGN as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""

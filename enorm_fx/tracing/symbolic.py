@@ -213,8 +213,10 @@ class Recorder(TorchFunctionMode):
         key, inplace = op_key(func)
         try:
             out = func(*args, **kwargs)
-        except (DataDependentOutputException, DynamicOutputShapeException):
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
             out = self._on_constants(func, args, kwargs)
+            if out is NotImplemented:
+                raise self._depends_on_data(key, error) from None
             return self._fake(out)
         produced = list(tensors_in(out))
         if key in METADATA and not produced:
@@ -223,7 +225,7 @@ class Recorder(TorchFunctionMode):
         if not produced and not read:
             return out
         if not produced and not inplace:
-            return self._read_values(key, read, out)
+            raise self._depends_on_data(key)
         self.record(func, args, kwargs, out)
         return out
 
@@ -247,11 +249,8 @@ class Recorder(TorchFunctionMode):
     def _check_shapes(self, func: Any, out: Any) -> None:
         for tensor in tensors_in(out):
             if any(isinstance(n, torch.SymInt) for n in tensor.shape):
-                raise DataDependentError(
-                    f"{_where(self)}: the shape of what '{op_key(func)[0]}' gives at "
-                    f"{user_frame(4) or 'an unknown line'} depends on the values of a tensor. "
-                    "Analyze the part of the model before this call"
-                )
+                key = op_key(func)[0]
+                raise self._depends_on_data(key, DynamicOutputShapeException(func))
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether a call recorded so far gave this tensor."""
@@ -356,11 +355,7 @@ class Recorder(TorchFunctionMode):
         with torch._C.DisableTorchFunction(), unset_fake_temporarily():
             values = map_tensors((args, kwargs), lambda t: self._constant(self.node_of(t)))
             if any(v is None for v in _flat(values)):
-                raise DataDependentError(
-                    f"{_where(self)}: '{op_key(func)[0]}' at {user_frame(3) or 'an unknown line'} "
-                    "reads the values of a tensor, so what the model does depends on them. Analyze "
-                    "the part of the model before this call"
-                )
+                return NotImplemented
             return func(*values[0], **values[1])
 
     def _constant(self, node: fx.Node) -> Tensor | None:
@@ -377,11 +372,13 @@ class Recorder(TorchFunctionMode):
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: inputs[n])
         return node.target(*args, **kwargs)
 
-    def _read_values(self, key: str, read: list[Tensor], out: Any) -> Any:
-        raise DataDependentError(
-            f"{_where(self)}: '{key}' at {user_frame(3) or 'an unknown line'} reads the values of a "
-            "tensor into Python, so what the model does depends on them. Analyze the part of the "
-            "model before this call"
+    def _depends_on_data(self, key: str, error: Exception | None = None) -> TraceError:
+        shape = isinstance(error, DynamicOutputShapeException)
+        what = "gives a result whose shape depends on" if shape else "reads into Python"
+        kind = DataDependentError if shape else TraceError
+        return kind(
+            f"{_where(self)}: '{key}' at {user_frame(4) or 'an unknown line'} {what} the values of "
+            "a tensor. Analyze the part of the model before this call"
         )
 
 
