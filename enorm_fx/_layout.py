@@ -74,7 +74,7 @@ def arrange(items: Sequence[Item], edges: Iterable[tuple[int, int]]) -> Layout:
     boxes: dict[int, Box] = {}
     frames: list[Box] = []
     inside: dict[int, tuple[str, ...]] = {}
-    x, top = 0.0, lanes.gutter
+    x, top = 0.0, float(lanes.gutter)
     for c, rows in enumerate(columns):
         depth = max((m.level for m in modules[c]), default=0)
         x += INSET * depth
@@ -104,7 +104,8 @@ def _columns(items: Sequence[Item]) -> list[range]:
     heights = [item.height + GAP + 4 for item in items]  # 4: its share of modules' titles
     total = sum(heights)
     count = max(1, round(math.sqrt(_RATIO * total / (WIDTH + 60))))
-    columns, start = [], 0
+    columns: list[range] = []
+    start = 0
     while start < len(items):
         wanted = sum(heights[start:]) / max(count - len(columns), 1)
         best, best_cost, height = len(items), math.inf, 0
@@ -161,9 +162,7 @@ def _heights(
     return result
 
 
-def _frame(
-    module: _Module, boxes: dict[int, Box], modules: Sequence[_Module], depth: int
-) -> Box:
+def _frame(module: _Module, boxes: dict[int, Box], modules: Sequence[_Module], depth: int) -> Box:
     first, last = boxes[module.first], boxes[module.last]
     above = sum(m.first == module.first and m.level > module.level for m in modules)
     below = sum(m.last == module.last and m.level > module.level for m in modules)
@@ -174,7 +173,7 @@ def _frame(
 
 
 class _Lanes:
-    """Lanes right of each column, and in the gutter above all, one for each source that needs it."""
+    """Lanes beside each column and in the gutter above: one for each source that needs it."""
 
     def __init__(
         self,

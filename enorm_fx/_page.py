@@ -29,7 +29,7 @@ def page(plan: Plan, title: str) -> str:
         "STYLE": _file("drawing.css"),
         "SCRIPT": _file("drawing.js"),
         "KEY": _key(),
-        "GROUPS": "\n".join(_group_row(i, g) for i, g in enumerate(data["groups"])),
+        "GROUPS": "\n".join(_group_rows(data["groups"])),
         "PINNED": "\n".join(_pinned_rows(data["blocked"])),
         "DRAWING": drawing(plan),
         "DATA": _json({"palette": PALETTE, **data}),
@@ -51,10 +51,11 @@ def drawing(plan: Plan) -> str:
         [
             f'<svg id="drawing" viewBox="{box}" role="img" aria-label="dataflow graph">',
             '<defs><pattern id="hatch" width="5" height="5" patternUnits="userSpaceOnUse" '
-            f'patternTransform="rotate(45)"><rect width="5" height="5" fill="#e3e6ea"/>'
+            'patternTransform="rotate(45)"><rect width="5" height="5" fill="#e3e6ea"/>'
             f'<rect width="2" height="5" fill="{PINNED}"/></pattern></defs>',
-            *(_module(frame) for frame in layout.modules),
+            *(_frame(frame) for frame in layout.modules),
             *_edges(every, layout),
+            *(_title(frame) for frame in layout.modules),
             *(_call(part, layout.boxes[i], layout.inside[i]) for i, part in enumerate(every)),
             "</svg>",
         ]
@@ -73,13 +74,15 @@ def _has_weight(part: Part) -> bool:
     return bool(part.takes or part.makes or part.stays)
 
 
-def _module(frame: Box) -> str:
-    label = _cut(frame.label, frame.width - 16)
+def _frame(frame: Box) -> str:
     return (
-        f'<g class="module"><rect x="{frame.x:.1f}" y="{frame.y:.1f}" width="{frame.width:.1f}" '
+        f'<rect class="module" x="{frame.x:.1f}" y="{frame.y:.1f}" width="{frame.width:.1f}" '
         f'height="{frame.height:.1f}" rx="6"/>'
-        f'<text x="{frame.x + 8:.1f}" y="{frame.y + 13:.1f}">{_text(label)}</text></g>'
     )
+
+
+def _title(frame: Box) -> str:
+    return _word(frame.x + 8, frame.y + 13, _cut(frame.label, frame.width - 16), "module")
 
 
 def _edges(every: list[Part], layout: Layout) -> Iterator[str]:
@@ -113,7 +116,9 @@ def _line(points: Sequence[tuple[float, float]]) -> str:
     parts_of = [f"M{points[0][0]:.1f} {points[0][1]:.1f}"]
     for before, at, after in zip(points, points[1:], points[2:], strict=False):
         one, two = _towards(at, before), _towards(at, after)
-        parts_of.append(f"L{one[0]:.1f} {one[1]:.1f}Q{at[0]:.1f} {at[1]:.1f} {two[0]:.1f} {two[1]:.1f}")
+        parts_of.append(
+            f"L{one[0]:.1f} {one[1]:.1f}Q{at[0]:.1f} {at[1]:.1f} {two[0]:.1f} {two[1]:.1f}"
+        )
     return "".join([*parts_of, f"L{points[-1][0]:.1f} {points[-1][1]:.1f}"])
 
 
@@ -156,15 +161,19 @@ def _weight(part: Part, box: Box) -> str:
     return (
         f'<rect class="body" x="{box.x}" y="{box.y}" width="{box.width}" height="{box.height}" '
         'rx="4"/>'
-        + "".join(_band(part.takes, box.x, box.y, box.width))
-        + "".join(_band(part.makes, box.x, box.bottom - _BAND, box.width))
+        + "".join(_band(part, "input", part.takes, box.x, box.y, box.width))
+        + "".join(_band(part, "output", part.makes, box.x, box.bottom - _BAND, box.width))
         + f'<rect class="rim" x="{box.x}" y="{box.y}" width="{box.width}" height="{box.height}" '
         'rx="4"/>'
     )
 
 
-def _band(groups: Sequence[int], x: float, y: float, width: float) -> Iterator[str]:
-    fills = [colour(g) for g in groups] or ["url(#hatch)"]
+def _band(
+    part: Part, side: str, groups: Sequence[int], x: float, y: float, width: float
+) -> Iterator[str]:
+    fills = [colour(g) for g in groups]
+    if not groups or any(what.endswith(side) for what, _ in part.stays):
+        fills.append("url(#hatch)")
     each = width / len(fills)
     for i, fill in enumerate(fills):
         yield (
@@ -224,24 +233,34 @@ def _cut(text: str, room: float) -> str:
     return text if len(text) <= most else f"…{text[len(text) - most + 1 :]}" if most > 1 else ""
 
 
-def _group_row(number: int, group: dict[str, Any]) -> str:
-    size = f"{group['channels']:,}"
-    ends = f"{few(group['producers'])} → {few(group['consumers'])}"
-    return (
-        f'<button class="group" data-group="{number}">'
-        f'<span class="swatch" style="background: {colour(number)}"></span>'
-        f'<span class="number">{number}</span><span class="ends">{_text(ends)}</span>'
-        f'<span class="channels">{size}</span></button>'
-    )
+def _group_rows(groups: list[dict[str, Any]]) -> Iterator[str]:
+    if not groups:
+        yield "<p>No weight can be rescaled.</p>"
+    for number, group in enumerate(groups):
+        ends = f"{few(group['producers'], 1)} → {few(group['consumers'], 1)}"
+        yield (
+            f'<button class="group" data-group="{number}">'
+            f'<span class="swatch" style="background: {colour(number)}"></span>'
+            f'<span class="number">{number}</span><span class="ends">{_breakable(ends)}</span>'
+            f'<span class="channels">{group["channels"]:,}</span></button>'
+        )
 
 
 def _pinned_rows(blocked: list[dict[str, Any]]) -> Iterator[str]:
+    """The sides of weights under each reason."""
+    alike: dict[str, list[dict[str, Any]]] = {}
     for side in blocked:
-        yield (
-            f'<button class="pinned" data-weight="{_text(side["weight"].lower())}">'
-            f'<b>{_text(short(side["weight"]))}</b> {_text(side["side"])}: '
-            f"{_text(side['reason'])}</button>"
-        )
+        alike.setdefault(side["reason"], []).append(side)
+    for reason, found in alike.items():
+        yield f"<p>{_text(reason)}: {len(found)}</p>"
+        for side in found:
+            name = _breakable(f"{short(side['weight'])} {side['side']}")
+            yield f'<button class="pinned" data-weight="{_text(side["weight"])}">{name}</button>'
+
+
+def _breakable(text: str) -> str:
+    """Long names may be broken after their dots."""
+    return _text(text).replace(".", ".<wbr>")
 
 
 def _subtitle(data: dict[str, Any]) -> str:
@@ -256,7 +275,7 @@ def _key() -> str:
     """What the marks mean."""
     return (
         '<svg class="key" viewBox="0 0 250 84" role="img" aria-label="key">'
-        f'<rect class="body" x="1" y="2" width="92" height="36" rx="4"/>'
+        '<rect class="body" x="1" y="2" width="92" height="36" rx="4"/>'
         f'<rect x="1" y="2" width="92" height="6" fill="{PALETTE[0]}"/>'
         f'<rect x="1" y="32" width="92" height="6" fill="{PALETTE[1]}"/>'
         '<rect class="rim" x="1" y="2" width="92" height="36" rx="4"/>'
@@ -271,7 +290,7 @@ def _key() -> str:
 
 
 def _file(name: str) -> str:
-    return resources.files("enorm_fx").joinpath("assets", name).read_text(encoding="utf-8")
+    return (resources.files("enorm_fx") / "assets" / name).read_text(encoding="utf-8")
 
 
 def _text(text: str) -> str:

@@ -41,9 +41,15 @@ def _sides(
     result = []
     for side, sign in (("output", 1), ("input", -1)):
         # With the other side pinned, all that moves the parameter belongs to this one: some ops
-        # scale slices of one axis up and others down.
-        others = any(reason for name, reason in pinned.items() if name != side)
-        indices = [t.index for t in parameter.terms if others or t.coefficient * sign > 0]
+        # scale slices of one axis up and others down. One axis is an output side.
+        alone = any(why is not None for name, why in pinned.items() if name != side)
+        if len(parameter.shape) < 2:
+            alone = side == "output"
+        indices = [
+            t.index
+            for t in parameter.terms
+            if alone or (t.coefficient * sign > 0 and len(parameter.shape) > 1)
+        ]
         groups: set[int] = set()
         moved = torch.zeros((), dtype=torch.bool)
         for index in [] if pinned[side] else indices:

@@ -1,4 +1,4 @@
-"""The command `enorm-fx`: analyze a model from the terminal, or run the demo.
+"""The command `enorm-fx`: analyze a model from the terminal, list the known ops, run the demo.
 
 Exit status: 0 done; 1 `--verify` found that an exact plan changes the outputs, or the reader of
 the output went away; 2 a wrong argument or a model that cannot be loaded or traced, told in one
@@ -74,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_analyze(commands)
+    ops = commands.add_parser("ops", help="list every op that has a rule, by family")
+    ops.add_argument("--json", action="store_true", help="with all spellings, as JSON")
+    ops.set_defaults(run=_ops)
     demo = commands.add_parser(
         "demo", help="train a small network with and without ENorm and draw what happens"
     )
@@ -118,10 +121,25 @@ def _add_analyze(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--verify", action="store_true",
         help="also rescale a float64 copy at random and print the largest relative change of its "
         "outputs (with --json on stderr); status 1 if an exact plan changes them")  # fmt: skip
+    add("--why", action="append", default=[], metavar="NAME", dest="weights",
+        help="instead of the tables explain what moves or pins this weight, or each weight of this "
+        "module; repeatable")  # fmt: skip
+    add("--dot", type=Path, metavar="FILE", help="also draw the graph for Graphviz")
+    add("--html", type=Path, metavar="FILE", help="also draw the graph as a page for a browser")
     add("--all", action="store_true", help="leave no group, pair or blocked side out")
     add("--json", action="store_true", help="print everything as JSON, and nothing else, on stdout")
     add("--traceback", action="store_true", help="show the traceback of an error too")
     parser.set_defaults(run=_analyze)
+
+
+def _ops(arguments: argparse.Namespace) -> int:
+    from enorm_fx import coverage
+
+    if arguments.json:
+        print(json.dumps(coverage.to_dict(), indent=2))
+    else:
+        coverage.show(_console())
+    return 0
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -142,6 +160,8 @@ def _analyze(arguments: argparse.Namespace) -> int:
     from enorm_fx import _target
     from enorm_fx.report import to_dict
 
+    if arguments.json and arguments.weights:
+        raise ArgumentError("--why explains in sentences: it does not go with --json")
     target, keywords = _target.parse(arguments.target), _keywords(arguments.arguments)
     # What the model's code prints must not get into the JSON.
     aside = contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext()
@@ -156,6 +176,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
             plan = _plan(model, arguments)
             seconds = time.perf_counter() - started
             verified, status = _verified(plan) if arguments.verify else ("", 0)
+    _draw(plan, arguments)
     if arguments.json:
         print(json.dumps(to_dict(plan), indent=2))
         if verified:
@@ -192,14 +213,46 @@ def _verified(plan: Plan) -> tuple[str, int]:
     return text, 0
 
 
+def _title(plan: Plan, arguments: argparse.Namespace) -> str:
+    return f"{type(plan.model).__name__} from {arguments.target}"
+
+
+def _draw(plan: Plan, arguments: argparse.Namespace) -> None:
+    """Write the files of --dot and --html."""
+    from enorm_fx import drawing
+
+    for path, draw in ((arguments.dot, drawing.dot), (arguments.html, drawing.html)):
+        if path is not None:
+            try:
+                path.write_text(draw(plan, _title(plan, arguments)), encoding="utf-8")
+            except OSError as error:
+                raise ArgumentError(f"{path} cannot be written: {error}") from error
+
+
+def _explain(plan: Plan, arguments: argparse.Namespace, verified: str) -> None:
+    from enorm_fx.report import why
+
+    console = _console()
+    told = [why(plan, name, width=console.width) for name in arguments.weights]
+    console.print(_title(plan, arguments), style="bold")
+    for text in told:
+        console.print(f"\n{text}", soft_wrap=True)
+    if verified:
+        console.print(f"\nverified: {verified}")
+
+
 def _show(plan: Plan, arguments: argparse.Namespace, seconds: float, verified: str) -> None:
     from enorm_fx.report import show, to_dict
 
+    if arguments.weights:
+        _explain(plan, arguments, verified)
+        return
     mode = "training" if arguments.train else "evaluation"
     notes = [("traced", f"in {mode} mode by the {plan.tracer} front end, {seconds:.1f} s")]
     if verified:
         notes.append(("verified", verified))
-    title = f"{type(plan.model).__name__} from {arguments.target}"
+    notes += [("drawn in", str(path)) for path in (arguments.dot, arguments.html) if path]
+    title = _title(plan, arguments)
     show(_console(), to_dict(plan), title=title, notes=notes, everything=arguments.all)
 
 

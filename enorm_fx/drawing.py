@@ -80,7 +80,7 @@ def colour(group: int) -> str:
 
 def parts(plan: Plan) -> list[Part]:
     """Every node of the plan's graph, in execution order."""
-    found = {name: both for name, both in sides(plan).items()}
+    found = sides(plan)
     shapes = {p.name: p.shape for p in plan.parameters}
     weights = {p.name for p in plan.parameters if p.counted}
     pins = _pins(plan)

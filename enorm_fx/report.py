@@ -1,7 +1,7 @@
 """What a plan found, for people and programs: one dict, seen as plain text or as tables.
 
-`to_dict` collects everything; the other functions only arrange what is in it. Tables need rich,
-which is imported when they are made.
+`to_dict` collects everything; `text` and `show` only arrange what is in it, `why` explains one
+weight. Tables need rich, which is imported when they are made.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from enorm_fx._names import broken, few, folded, runs, short, short_source
+from enorm_fx._why import why as why
 from enorm_fx.plan import Group, Plan
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
                 "reason": side.reason,
                 "node": side.node,
                 "source": side.source,
+                "chain": list(side.chain),
             }
             for side in plan.blocked
         ],

@@ -255,8 +255,7 @@ def grouped(groups: int = 2, seed: int = 0) -> Case:
     )
     inputs = first.view(groups, -1).repeat_interleave(8 // groups, 0)
     both = Term(-1.0, inputs.reshape(8, 4 // groups, 1, 1))
-    middle = plan.parameters[2]
-    middle = replace(middle, terms=(*middle.terms, both))
+    middle = replace(plan.parameters[2], terms=(*plan.parameters[2].terms, both))
     plan = replace(plan, parameters=(*plan.parameters[:2], middle, *plan.parameters[3:]))
     return Case(f"grouped-{groups}", model, plan, _inputs(seed, 2, 2, 4, 4))
 

@@ -18,17 +18,22 @@
   // ---- view: zoom and pan by the viewBox ----
   const whole = drawing.getAttribute("viewBox").split(" ").map(Number);
   let view = [...whole];
+  let fits = true; // until the reader moves
   const show = () => drawing.setAttribute("viewBox", view.join(" "));
+  let size = [0, 0]; // of the stage, in pixels
   const scale = () => Math.min(drawing.clientWidth / view[2], drawing.clientHeight / view[3]);
   const zoom = (factor, x, y) => {
-    const size = Math.min(Math.max(view[2] / factor, 60), whole[2] * 3) / view[2];
-    view = [x - (x - view[0]) * size, y - (y - view[1]) * size, view[2] * size, view[3] * size];
+    fits = false;
+    const by = Math.min(Math.max(view[2] / factor, 60), whole[2] * 3) / view[2];
+    view = [x - (x - view[0]) * by, y - (y - view[1]) * by, view[2] * by, view[3] * by];
     show();
   };
   const fitted = () => {
-    // The view has the stage's shape, and starts at the left where that is narrower.
-    const shape = drawing.clientWidth / Math.max(drawing.clientHeight, 1);
-    const width = Math.max(whole[2], whole[3] * shape);
+    fits = true;
+    // The view has the stage's shape; small networks are not blown up.
+    size = [drawing.clientWidth, drawing.clientHeight];
+    const shape = size[0] / Math.max(size[1], 1);
+    const width = Math.max(whole[2], whole[3] * shape, drawing.clientWidth / 1.25);
     view = [whole[0], whole[1], width, width / shape];
     show();
   };
@@ -43,6 +48,7 @@
   const goTo = (call) => {
     const box = call.getBBox();
     if (scale() < 0.8) zoom(1 / scale(), ...centre());
+    fits = false;
     view[0] = box.x + box.width / 2 - view[2] / 2;
     view[1] = box.y + box.height / 2 - view[3] / 2;
     show();
@@ -60,6 +66,7 @@
     const [dx, dy] = [event.clientX - grip.x, event.clientY - grip.y];
     grip.moved = grip.moved || Math.abs(dx) + Math.abs(dy) > 4;
     drawing.classList.toggle("moving", grip.moved);
+    fits = fits && !grip.moved;
     view[0] = grip.view[0] - dx / scale();
     view[1] = grip.view[1] - dy / scale();
     show();
@@ -72,7 +79,13 @@
   document.getElementById("in").onclick = () => zoom(1.4, ...centre());
   document.getElementById("out").onclick = () => zoom(1 / 1.4, ...centre());
   document.getElementById("fit").onclick = fitted;
-  window.addEventListener("resize", fitted);
+  window.addEventListener("resize", () => {
+    if (fits) return fitted();
+    const per = view[2] / size[0]; // the same magnification in the new size
+    size = [drawing.clientWidth, drawing.clientHeight];
+    view = [view[0], view[1], size[0] * per, size[1] * per];
+    show();
+  });
   fitted();
 
   // ---- groups: highlight producers, consumers and the edges between ----

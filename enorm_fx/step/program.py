@@ -84,7 +84,7 @@ class Program:
 
     @contextmanager
     def full_precision(self) -> Iterator[None]:
-        """Autocast would run the matrix products of the solver in half precision."""
+        """CUDA's autocast would run the solver's matrix products in half precision."""
         with torch.autocast(self.device.type, enabled=False):
             yield
 

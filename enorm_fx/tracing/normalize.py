@@ -109,6 +109,8 @@ def _spec_of(node: fx.Node) -> Any:
 def spec(value: Any) -> Any:
     """Spec of a tensor, nested tuples of them for several."""
     if isinstance(value, Tensor):
+        if any(isinstance(n, torch.SymInt) for n in value.shape):
+            raise TraceError("the shape of a result depends on the values of a tensor")
         with torch._C.DisableTorchFunction():  # no call of the model's
             memory = value.untyped_storage()._cdata if value.layout is torch.strided else 0
         return Spec(tuple(int(n) for n in value.shape), value.dtype, memory)

@@ -60,6 +60,7 @@ def trace_symbolic(
                     result = model(*inputs[0], **inputs[1])
                 left = [(t, "output of the model") for t in tensors_in(result)]
                 left += [(t, f"kept by the model as {name}") for t, name in snapshot.new_tensors()]
+                left += [(t, _INSIDE) for t in recorder.read_inside]
                 leaving = [(recorder.node_of(t), how) for t, how in left if recorder.knows(t)]
             except DataDependentError as error:
                 if not cut:
@@ -105,6 +106,9 @@ def _cut(recorder: Recorder, error: DataDependentError) -> list[tuple[fx.Node, s
     return [(node, reason) for node in recorder.alive()]
 
 
+_INSIDE = "it is read inside a call that is not traced"
+
+
 def _where(recorder: Recorder) -> str:
     module = recorder.modules[-1] if recorder.modules else recorder.deepest
     return f"in module '{module or type(recorder.model).__name__}'"
@@ -122,6 +126,8 @@ class Recorder(TorchFunctionMode):
         self.model = model
         self._opaque = opaque
         self._paused = False
+        self._given: set[int] = set()
+        self.read_inside: list[Tensor] = []
         self._written: set[int] = set()  # memory that some call wrote into
         self.graph = fx.Graph()
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -154,7 +160,7 @@ class Recorder(TorchFunctionMode):
 
     def _call_opaque(self, module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
         """Run a module unseen; record it as one call on its inputs and its parameters."""
-        with self.paused():
+        with self.paused((args, kwargs, list(module.parameters()))):
             args, kwargs = self._fake((args, kwargs))
             out = forward(*args, **kwargs)
             own = {name: self._fake(p) for name, p in module.named_parameters()}
@@ -162,13 +168,27 @@ class Recorder(TorchFunctionMode):
         return out
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Record nothing in this block; calls still run."""
-        before, self._paused = self._paused, True
+    def paused(self, given: Any = ()) -> Iterator[None]:
+        """Record nothing in this block; calls still run.
+
+        given: what the block may read. Anything else that it reads leaves the model there.
+        """
+        before = self._paused, self._given
+        self._paused, self._given = True, {id(t) for t in tensors_in(given)}
         try:
             yield
         finally:
-            self._paused = before
+            self._paused, self._given = before
+
+    def _see_inside(self, value: Any) -> None:
+        """Tensors that an unrecorded call reads though they were not given to its caller."""
+        for tensor in tensors_in(value):
+            if id(tensor) not in self._given:
+                name = self.parameters.name(tensor)
+                if name is not None:
+                    self.parameters.tied.setdefault(name, _INSIDE)
+                elif self.knows(tensor):
+                    self.read_inside.append(tensor)
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self.modules.append(self._paths.get(id(module), ""))
@@ -208,6 +228,7 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if self._paused:
+            self._see_inside((args, kwargs))
             return func(*args, **kwargs)
         args, kwargs = self._fake((args, kwargs))
         key, inplace = op_key(func)
@@ -239,7 +260,7 @@ class Recorder(TorchFunctionMode):
         if op_key(func)[1]:
             self._written.update(t.untyped_storage()._cdata for t in tensors_in(args[:1]))
         node.meta = {
-            "value": out, "spec": spec(out), "module": module, "source": user_frame(3)
+            "value": out, "spec": spec(out), "module": module, "source": user_frame()
         }  # fmt: skip
         if isinstance(out, Tensor):
             self._remember(out, node)
@@ -377,7 +398,7 @@ class Recorder(TorchFunctionMode):
         what = "gives a result whose shape depends on" if shape else "reads into Python"
         kind = DataDependentError if shape else TraceError
         return kind(
-            f"{_where(self)}: '{key}' at {user_frame(4) or 'an unknown line'} {what} the values of "
+            f"{_where(self)}: '{key}' at {user_frame() or 'an unknown line'} {what} the values of "
             "a tensor. Analyze the part of the model before this call"
         )
 
@@ -412,8 +433,8 @@ def _opaque_autograd_functions(recorder: Recorder) -> Iterator[None]:
     original = torch.autograd.Function.__dict__["apply"]
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        with recorder.paused():
-            fakes, fake_kwargs = recorder._fake((args, kwargs))
+        fakes, fake_kwargs = recorder._fake((args, kwargs))
+        with recorder.paused((fakes, fake_kwargs)):
             out = original.__get__(None, cls)(*fakes, **fake_kwargs)
             recorder.record(cls, fakes, fake_kwargs, out)
         return out
