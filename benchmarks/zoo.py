@@ -108,8 +108,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, model, inputs in models(options.suite, options.only, options.seed):
         rows.append(examine(name, model, inputs))
         row = rows[-1]
-        print(f"{name}: {row.error or f'{row.scales} scales, {row.seconds:.2f} s, {row.change:.1e}'}",
-              file=sys.stderr, flush=True)  # fmt: skip
+        line = row.error or f"{row.scales} scales, {row.seconds:.2f} s, {row.change:.1e}"
+        print(f"{name}: {line}", file=sys.stderr, flush=True)
     console.print(table(rows))
     planned = [row for row in rows if row.change is not None]
     unsound = [row.model for row in planned if not row.sound]

@@ -1,4 +1,4 @@
-"""enorm_fx finds every rescaling of a PyTorch model's weights that keeps its function, and uses it."""
+"""Find every rescaling of a PyTorch model's weights that keeps its function, and use it."""
 
 from __future__ import annotations
 

@@ -79,8 +79,8 @@ def arrange(items: Sequence[Item], edges: Iterable[tuple[int, int]]) -> Layout:
         depth = max((m.level for m in modules[c]), default=0)
         x += INSET * depth
         for i in rows:
-            y, height = heights[c][i]
-            boxes[i] = Box(x, y + top, WIDTH, height)
+            y, tall = heights[c][i]
+            boxes[i] = Box(x, y + top, WIDTH, tall)
         for module in modules[c]:
             frames.append(_frame(module, boxes, modules[c], depth))
             inside.update(dict.fromkeys(range(module.first, module.last + 1), module.path))
@@ -111,9 +111,11 @@ def _columns(items: Sequence[Item]) -> list[range]:
         best, best_cost, height = len(items), math.inf, 0
         for end in range(start + 1, len(items) + 1):
             height += heights[end - 1]
+            if height > 1.3 * wanted and end > start + 1:
+                break
             common = _common(items[end - 1].path, items[end].path) if end < len(items) else 0
             cost = abs(height / wanted - 1) + 0.25 * common
-            if height <= 1.3 * wanted and cost < best_cost:
+            if cost < best_cost:
                 best, best_cost = end, cost
         columns.append(range(start, best))
         start = best

@@ -203,9 +203,7 @@ def _sides(free: dict[str, tuple[Term, ...]], group_of: Tensor) -> dict[str, dic
     return result
 
 
-def _carrying(
-    labels: Labels, solution: Solution, group_of: Tensor, count: int
-) -> list[set[int]]:
+def _carrying(labels: Labels, solution: Solution, group_of: Tensor, count: int) -> list[set[int]]:
     """For each group the nodes whose result it scales."""
     none = count  # an extra slot for variables in no group
     of_root = torch.where(group_of < 0, none, group_of)

@@ -58,7 +58,8 @@ def _redundant(size: int, parameters: dict[str, tuple[Term, ...]], live: Tensor)
         row: dict[int, int] = {}
         for block in term_blocks([LabelTerm(1, t.index) for t in terms]) if terms else ():
             weights = [coefficients[id(t.ids)] for t in block]
-            ids = [i.reshape(-1) for i in torch.broadcast_tensors(*distinct([t.ids for t in block]))]
+            arrays = torch.broadcast_tensors(*distinct([t.ids for t in block]))
+            ids = [i.reshape(-1) for i in arrays]
             for weight, i in zip(weights, ids, strict=True):
                 row[int(i[0])] = row.get(int(i[0]), 0) + weight
             if len(ids) == 1:

@@ -226,7 +226,7 @@ def _draw(plan: Plan, arguments: argparse.Namespace) -> None:
             try:
                 path.write_text(draw(plan, _title(plan, arguments)), encoding="utf-8")
             except OSError as error:
-                raise ArgumentError(f"{path} cannot be written: {error}") from error
+                raise ArgumentError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _explain(plan: Plan, arguments: argparse.Namespace, verified: str) -> None:

@@ -7,6 +7,7 @@ output side); the calls and edges between carry the colour of what they pass on.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -168,26 +169,24 @@ def dot(plan: Plan, title: str = "") -> str:
 
 
 def _dot_clusters(every: list[Part]) -> Iterator[str]:
-    """Nested subgraphs, one for each module that makes several calls."""
+    """Nested subgraphs, one for each module inside of which other modules are called."""
+    paths = [tuple(part.module.split(".")) if part.module else () for part in every]
+    outer = {path[:depth] for path in paths for depth in range(1, len(path))}
     tree: dict[str, Any] = {}
-    calls: dict[tuple[str, ...], int] = {}
-    for part in every:
-        path = tuple(part.module.split(".")) if part.module else ()
+    for part, path in zip(every, paths, strict=True):
+        at = tree
         for depth in range(1, len(path) + 1):
-            calls[path[:depth]] = calls.get(path[:depth], 0) + 1
-    for part in every:
-        at, path = tree, tuple(part.module.split(".")) if part.module else ()
-        for depth in range(1, len(path) + 1):
-            if calls[path[:depth]] > 1:
+            if path[:depth] in outer:
                 at = at.setdefault(".".join(path[:depth]), {})
-        at.setdefault("", []).append(part)
-    yield from _dot_tree(tree, "  ", iter(range(len(every) + len(calls))))
+        name = part.name if part.leaf else "" if path in outer or not path else path[-1]
+        at.setdefault("", []).append(_dot_node(part, name))
+    yield from _dot_tree(tree, "  ", itertools.count())
 
 
 def _dot_tree(tree: dict[str, Any], indent: str, numbers: Iterator[int]) -> Iterator[str]:
     for name, inside in tree.items():
         if name == "":
-            yield from (f"{indent}{_dot_node(part)}" for part in inside)
+            yield from (f"{indent}{node}" for node in inside)
             continue
         yield f"{indent}subgraph cluster_{next(numbers)} {{"
         yield f'{indent}  label={_quoted(name)}; color="#c4cad1"; style=rounded; fontsize=10;'
@@ -195,12 +194,11 @@ def _dot_tree(tree: dict[str, Any], indent: str, numbers: Iterator[int]) -> Iter
         yield f"{indent}}}"
 
 
-def _dot_node(part: Part) -> str:
-    last = part.module.rpartition(".")[2]
-    name = part.name if part.leaf else f"{last} {part.op}".strip()
-    label = _quoted(f"{name}\n{part.size}" if part.size else name)
+def _dot_node(part: Part, name: str) -> str:
+    words = [name] if part.leaf or name == part.op else [name, part.op]
+    label = _quoted("\n".join([" ".join(filter(None, words)), part.size]).strip())
     shown = [_dot_colour(part.takes), _dot_colour(part.makes)]
-    if not part.size and not (part.takes or part.makes):
+    if not part.stays and not (part.takes or part.makes):
         shown = [_dot_colour(part.carries)]
     fill = ";0.5:".join(dict.fromkeys(shown))
     shape = " shape=ellipse," if part.leaf else ""

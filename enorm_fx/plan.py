@@ -115,9 +115,7 @@ class Plan:
 
         return objective(self, p, c)
 
-    def rescale_(
-        self, log_scales: Tensor, optimizer: torch.optim.Optimizer | None = None
-    ) -> None:
+    def rescale_(self, log_scales: Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Rescale the model in place by u = log_scales, shape (num_scales,): all or nothing.
 
         The optimizer's buffers follow. Raises ArgumentError for a wrong shape or values that are

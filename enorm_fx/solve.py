@@ -93,9 +93,7 @@ def solve(system: System) -> Solution:
     hard = system.equations
     while True:
         known = len(links) + len(pins)
-        hard = [
-            rest for e in hard if (rest := _reduce(e, root, sign, links, pins)).ids.shape[1]
-        ]
+        hard = [rest for e in hard if (rest := _reduce(e, root, sign, links, pins)).ids.shape[1]]
         if known == len(links) + len(pins):
             break
         root, sign = _components(size, links, [ids for ids, _ in pins])

@@ -178,8 +178,8 @@ def count_symmetries(model: nn.Module, example_inputs: Any, *, seed: int = 0) ->
     for _ in range(total + 8):
         moved = _sensitivity(model, as_call(example_inputs), random)
         rows.append(torch.cat([g.row(moved[g.name]) for g in generators]))
-        live = {name: live[name] + m.abs() if live[name].numel() else m.abs()
-                for name, m in moved.items()}  # fmt: skip
+        for name, m in moved.items():
+            live[name] = live[name] + m.abs() if live[name].numel() else m.abs()
     matrix = torch.stack(rows)
     matrix = matrix / matrix.abs().amax(dim=1, keepdim=True).clamp_min(1e-300)
     size = matrix.abs().amax(dim=0)
@@ -221,7 +221,9 @@ def _slices(name: str, parameter: Tensor, conv: nn.modules.conv._ConvNd | None) 
                 view[axis] = size
                 arrays.append(torch.arange(count, count + size).reshape(view))
                 count += size
-        return _Generators(name, tuple(arrays) or (torch.zeros([1] * len(shape), dtype=torch.int64),), max(count, 1))
+        if not arrays:
+            arrays, count = [torch.zeros([1] * len(shape), dtype=torch.int64)], 1
+        return _Generators(name, tuple(arrays), count)
     # Axis 0 of a convolution is split into groups, axis 1 is counted anew in each of them.
     group = torch.arange(shape[0]) // (shape[0] // conv.groups)
     first = torch.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1))
@@ -250,7 +252,7 @@ def _sensitivity(model: nn.Module, call: Call, random: torch.Generator) -> dict[
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         outputs = [y for y in tensors_in(model(*args, **kwargs)) if y.requires_grad]
-        total = sum((y * draw(y)).sum() for y in outputs)
+        total = torch.stack([(y * draw(y)).sum() for y in outputs]).sum()
         names, parameters = zip(*model.named_parameters(), strict=True)
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     return {

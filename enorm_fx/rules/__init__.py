@@ -31,6 +31,6 @@ from enorm_fx.rules.propagate import Labels, propagate
 from enorm_fx.rules.registry import Context, Origin, Rule, find, rule, table
 
 __all__ = [
-    "Context", "Labels", "Origin", "Rule", "attention", "elementwise", "find", "join", "linear", "normalization", "pooling", "product", "propagate",
-    "reduction", "rule", "shape", "table",
+    "Context", "Labels", "Origin", "Rule", "attention", "elementwise", "find", "join", "linear",
+    "normalization", "pooling", "product", "propagate", "reduction", "rule", "shape", "table",
 ]  # fmt: skip

@@ -33,12 +33,8 @@ def attend(
     if enable_gqa and query.shape[-3] != key.shape[-3]:
         repeats = query.shape[-3] // key.shape[-3]
         key, value = _repeat_heads(key, repeats), _repeat_heads(value, repeats)
-    left = query.map(
-        (*query.shape[:-1], 1, query.shape[-1]), lambda ids: ids.unsqueeze(-2)
-    )
-    right = key.map(
-        (*key.shape[:-2], 1, *key.shape[-2:]), lambda ids: ids.unsqueeze(-3)
-    )
+    left = query.map((*query.shape[:-1], 1, query.shape[-1]), lambda ids: ids.unsqueeze(-2))
+    right = key.map((*key.shape[:-2], 1, *key.shape[-2:]), lambda ids: ids.unsqueeze(-3))
     shape = torch.broadcast_shapes(left.shape, right.shape)
     ctx.pin(contract(ctx, add(shape, left, right), len(shape) - 1), reason)
     ctx.because("attention mixes positions")
@@ -48,9 +44,7 @@ def attend(
 
 def _repeat_heads(x: Label, repeats: int) -> Label:
     shape = (*x.shape[:-3], x.shape[-3] * repeats, *x.shape[-2:])
-    return x.map(
-        shape, lambda i: i.repeat_interleave(repeats, dim=-3) if i.shape[-3] > 1 else i
-    )
+    return x.map(shape, lambda i: i.repeat_interleave(repeats, dim=-3) if i.shape[-3] > 1 else i)
 
 
 _PROJECTIONS = ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight",
@@ -86,7 +80,7 @@ def multi_head_attention(
         weights = [_rows(packed, i * size, size) for i in range(3)]
     biases = [None] * 3 if in_proj_bias is None else _packed_bias(ctx, in_proj_bias, size)
     q, k, v = (
-        add_bias(ctx, linear(ctx, x, w, None), b, -1)  # type: ignore[arg-type]
+        add_bias(ctx, linear(ctx, x, w, None), b, -1)
         for x, w, b in zip(inputs, weights, biases, strict=True)
     )
     for extra, x in ((bias_k, k), (bias_v, v)):

@@ -63,7 +63,9 @@ def threshold(
     ctx: Context, input: Label, threshold: float, value: float, inplace: bool = False
 ) -> Label:
     """y = x where x > threshold, value elsewhere: homogeneous where both are zero."""
-    return homogeneous(ctx, input) if threshold == 0 and value == 0 else bounded(ctx, input)
+    passes = threshold == 0 and value == 0
+    label: Label = homogeneous(ctx, input) if passes else bounded(ctx, input)
+    return label
 
 
 @rule(

@@ -67,7 +67,7 @@ def _detail(label: Label) -> int:
     """How many entries the ids tell apart: the label that says most is passed on."""
     if not label.terms:
         return 0
-    return torch.broadcast_shapes(*(t.ids.shape for t in label.terms)).numel()
+    return int(torch.broadcast_shapes(*(t.ids.shape for t in label.terms)).numel())
 
 
 def _zeros_fit_all(ctx: Context, label: Label) -> Label:
@@ -142,9 +142,7 @@ def stack(ctx: Context, tensors: Any, dim: int = 0) -> Any:
     return side_by_side(ctx, labels, axis, ctx.shape)
 
 
-def side_by_side(
-    ctx: Context, labels: list[Label], axis: int, shape: tuple[int, ...]
-) -> Label:
+def side_by_side(ctx: Context, labels: list[Label], axis: int, shape: tuple[int, ...]) -> Label:
     """The label of a concatenation: term by term, filled up with a variable that is zero."""
     parts = [_terms_by_coefficient(ctx, label, axis) for label in labels]
     terms = []
@@ -161,9 +159,7 @@ def side_by_side(
     return Label(shape, tuple(terms))
 
 
-def _terms_by_coefficient(
-    ctx: Context, label: Label, axis: int
-) -> dict[int, list[torch.Tensor]]:
+def _terms_by_coefficient(ctx: Context, label: Label, axis: int) -> dict[int, list[torch.Tensor]]:
     if label.wild:  # zeros: any scale will do, for each slice
         sizes = [1] * len(label.shape)
         sizes[axis] = label.shape[axis]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,7 +109,7 @@ def _label(
 
 
 def _keep_untouched(context: Context, node: Node) -> None:
-    """Parameters that a user's rule gives no label keep their values wherever else they are read."""
+    """Parameters that a user's rule gives no label keep their values wherever they are read."""
     for source in node.inputs():
         if source.op == PARAMETER and source.name not in context.parameters:
             reason = f"the rule of '{node.op}' gives it no label"
@@ -119,9 +120,7 @@ def _writes_elsewhere(node: Node) -> bool:
     return node.kwargs.get("out") is not None
 
 
-def _apply(
-    context: Context, entry: Entry, call: inspect.BoundArguments, values: list[Any]
-) -> Any:
+def _apply(context: Context, entry: Entry, call: inspect.BoundArguments, values: list[Any]) -> Any:
     for name, argument in call.arguments.items():
         accepts_new = name in entry.weights
 

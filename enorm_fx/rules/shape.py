@@ -85,8 +85,7 @@ def permute(ctx: Context, input: Label, *dims: Any, **kwargs: Any) -> Any:
         destination = _flat(destination) if isinstance(destination, tuple) else destination
         return input.map(ctx.shape, lambda ids: ids.movedim(source, destination))
     if op == "transpose":
-        first = kwargs.get("dim0", dims[0] if dims else None)
-        second = kwargs.get("dim1", dims[-1] if dims else None)
+        first, second = (*dims, *(kwargs[name] for name in ("dim0", "dim1") if name in kwargs))
         return input.map(ctx.shape, lambda ids: ids.transpose(first, second))
     if op in ("mT", "mH", "adjoint"):
         return input.map(ctx.shape, lambda ids: ids.transpose(-1, -2))
@@ -101,7 +100,7 @@ def expand(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
 
 def _choose(ids: Tensor, index: list[Any]) -> Tensor:
     """ids[index] where an axis of size 1 stands for one along which nothing varies."""
-    local = []
+    local: list[Any] = []
     axis = 0
     for part in index:
         if part is None:
@@ -246,7 +245,8 @@ def index_select(ctx: Context, input: Label, dim: int, index: Label) -> Any:
 
 
 @rule("flip", "roll", "repeat", "tile", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle",
-      "channel_shuffle", "native_channel_shuffle", "rot90", "fliplr", "flipud", "diagonal")  # fmt: skip
+      "channel_shuffle", "native_channel_shuffle", "rot90", "fliplr", "flipud",
+      "diagonal")  # fmt: skip
 def rearrange(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
     """Entries in other places, some of them more than once."""
     if any(isinstance(a, Label) for a in (*args, *kwargs.values())):

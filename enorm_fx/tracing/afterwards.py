@@ -1,9 +1,9 @@
 """What may still run after a call that cannot be traced: read from the source of what is running.
 
-Where a model reads a tensor's values (detection models count their boxes), tracing ends: what comes
-next depends on data. All tensors that are alive there may be used in any way. Of the parameters, only
-those that the rest of the running functions can reach may be read again. Both keep their values;
-everything before stays exact. Where the source does not tell, the answer is "cannot be traced".
+Where the shape of a result depends on values (detection models pick their boxes), tracing ends. All
+tensors that are alive there may be used in any way. Of the parameters, only those that the rest of
+the running functions can reach may be read again. Both keep their values; everything before stays
+exact. Where the source does not tell, the answer is "cannot be traced".
 """
 
 from __future__ import annotations

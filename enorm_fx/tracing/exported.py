@@ -117,7 +117,7 @@ def _outputs(program: Any, nodes: dict[fx.Node, fx.Node]) -> list[tuple[fx.Node,
     by_name = {node.name: made for node, made in nodes.items()}
     result = []
     for spec in program.graph_signature.output_specs:
-        made = by_name.get(getattr(spec.arg, "name", None))
+        made = by_name.get(getattr(spec.arg, "name", None) or "")
         if made is not None:
             kept = spec.kind != OutputKind.USER_OUTPUT
             how = f"kept by the model as '{spec.target}'" if kept else "output of the model"

@@ -81,7 +81,8 @@ def _shapes(module: nn.Module) -> Iterator[Tensor]:
     device = weight.device if isinstance(weight, Tensor) else torch.device("cpu")
     dtype = weight.dtype if isinstance(weight, Tensor) else torch.float32
 
-    channels = getattr(module, "in_channels", getattr(module, "num_features", None))
+    channels = int(getattr(module, "in_channels", getattr(module, "num_features", 0)))
+    shapes: list[tuple[int, ...]]
     if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
         shapes = [(_BATCH, channels, n) for n in _LENGTHS]
     elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d)):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from enorm_fx.errors import TraceError
 from enorm_fx.tracing.keys import in_order, op_key
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace
 
@@ -84,15 +86,20 @@ def _neutral(node: fx.Node, made: dict[fx.Node, Node], counts: dict[str, int]) -
     return Node(
         len(made),
         key,
-        fx.node.map_arg(in_order(node.target, node.args), lambda n: made[n]),
-        fx.node.map_arg(node.kwargs, lambda n: made[n]),
+        map_nodes(in_order(node.target, node.args), made),
+        map_nodes(node.kwargs, made),
         _spec_of(node),
         f"{key}_{counts[key]}",
         inplace=inplace,
         module=node.meta.get("module", ""),
         source=node.meta.get("source", ""),
-        compute=node.target if repeatable(node.target) else None,
+        compute=node.target if callable(node.target) and repeatable(node.target) else None,
     )
+
+
+def map_nodes(value: Any, replace: Mapping[fx.Node, Any]) -> Any:
+    """Arguments of a torch.fx node with something else in place of every node."""
+    return fx.node.map_arg(value, lambda node: replace[node])
 
 
 def repeatable(function: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedParameter
 
 from enorm_fx.errors import TraceError
 
@@ -23,7 +23,7 @@ class Parameters:
         self._owners: dict[int, str] = {}
         names: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            if isinstance(parameter, UninitializedTensorMixin):
+            if isinstance(parameter, UninitializedParameter):
                 raise TraceError(
                     f"parameter '{name}' has no shape yet: run the model once before the analysis, "
                     "so that its lazy modules are initialized"

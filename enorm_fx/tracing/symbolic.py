@@ -32,7 +32,7 @@ from enorm_fx.errors import DataDependentError, EnormError, TraceError
 from enorm_fx.tracing.afterwards import UnreadableError, reachable, running
 from enorm_fx.tracing.keys import METADATA, op_key
 from enorm_fx.tracing.leaves import describe, map_tensors, tensors_in
-from enorm_fx.tracing.normalize import PIECE, normalize, repeatable, spec
+from enorm_fx.tracing.normalize import PIECE, map_nodes, normalize, repeatable, spec
 from enorm_fx.tracing.parameters import Parameters
 from enorm_fx.tracing.state import FOREIGN, undisturbed
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Trace, user_frame
@@ -62,6 +62,8 @@ def trace_symbolic(
                 left += [(t, f"kept by the model as {name}") for t, name in snapshot.new_tensors()]
                 left += [(t, _INSIDE) for t in recorder.read_inside]
                 leaving = [(recorder.node_of(t), how) for t, how in left if recorder.knows(t)]
+                if leaving:
+                    leaving += recorder.held_elsewhere({node for node, _ in leaving})
             except DataDependentError as error:
                 if not cut:
                     raise
@@ -277,11 +279,16 @@ class Recorder(TorchFunctionMode):
         """Whether a call recorded so far gave this tensor."""
         return id(tensor) in self._nodes or id(tensor) in self._pieces
 
+    def held_elsewhere(self, known: set[fx.Node]) -> list[tuple[fx.Node, str]]:
+        """Results that something outside keeps: a list, a dict that a hook fills, an object."""
+        nodes = [n for n in self.alive() if n.op == "call_function" and n not in known]
+        return [(node, "it is kept outside of the model") for node in nodes]
+
     def alive(self) -> list[fx.Node]:
         """The nodes whose tensors someone else still holds. Nothing can be recorded after this."""
-        for tensor in list(self._alive):
-            if id(tensor) in self._pieces:
-                self.node_of(tensor)
+        for i in range(len(self._alive)):
+            if id(self._alive[i]) in self._pieces:
+                self.node_of(self._alive[i])
         held = [
             (weakref.ref(t), self._nodes[id(t)]) for t in self._alive if id(t) in self._nodes
         ]
@@ -306,8 +313,8 @@ class Recorder(TorchFunctionMode):
             self._remember(tensor, node)
             return node
         raise TraceError(
-            f"{_where(self)}: a tensor of shape {tuple(tensor.shape)} was made by code that torch's "
-            "function protocol does not show (scripted or compiled code, or a custom extension). "
+            f"{_where(self)}: a tensor of shape {tuple(tensor.shape)} was made by code that does not "
+            "show in torch's function protocol (scripted or compiled code, or an extension). "
             "Replace that part by the Python module it was made from"
         )
 
@@ -384,14 +391,16 @@ class Recorder(TorchFunctionMode):
         if any(m in self._written for m in _memories(node.meta["spec"])):
             return None
         if node.op == "get_attr":
-            return node.meta["real"]
-        if node.op != "call_function" or not repeatable(node.target):
+            real: Tensor | None = node.meta["real"]
+            return real
+        if not callable(node.target) or not repeatable(node.target):
             return None
         inputs = {n: self._constant(n) for n in node.all_input_nodes}
         if any(value is None for value in inputs.values()):
             return None
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: inputs[n])
-        return node.target(*args, **kwargs)
+        args, kwargs = map_nodes((node.args, node.kwargs), inputs)
+        value: Tensor = node.target(*args, **kwargs)
+        return value
 
     def _depends_on_data(self, key: str, error: Exception | None = None) -> TraceError:
         shape = isinstance(error, DynamicOutputShapeException)
@@ -439,8 +448,8 @@ def _opaque_autograd_functions(recorder: Recorder) -> Iterator[None]:
             recorder.record(cls, fakes, fake_kwargs, out)
         return out
 
-    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment,method-assign]
+    torch.autograd.Function.apply = classmethod(apply)
     try:
         yield
     finally:
-        torch.autograd.Function.apply = original  # type: ignore[method-assign]
+        torch.autograd.Function.apply = original
