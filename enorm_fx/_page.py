@@ -237,11 +237,11 @@ def _group_rows(groups: list[dict[str, Any]]) -> Iterator[str]:
     if not groups:
         yield "<p>No weight can be rescaled.</p>"
     for number, group in enumerate(groups):
-        ends = f"{few(group['producers'], 1)} → {few(group['consumers'], 1)}"
+        producers, consumers = (_breakable(few(group[k], 1)) for k in ("producers", "consumers"))
         yield (
             f'<button class="group" data-group="{number}">'
             f'<span class="swatch" style="background: {colour(number)}"></span>'
-            f'<span class="number">{number}</span><span class="ends">{_breakable(ends)}</span>'
+            f'<span class="number">{number}</span><span class="ends">{producers}<br>→ {consumers}</span>'
             f'<span class="channels">{group["channels"]:,}</span></button>'
         )
 

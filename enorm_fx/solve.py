@@ -20,8 +20,6 @@ from enorm_fx.plan import Term
 
 _Parts = tuple[tuple[Fraction, int], ...]  # coefficient, free variable
 
-NO_ORIGIN = torch.iinfo(torch.int64).max
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solution:
@@ -29,13 +27,11 @@ class Solution:
 
     root:   (size,) int64: the variable that stands for this one, -1 where it is zero (pinned).
     sign:   (size,) int64: +1 or -1 times the root.
-    pinned_by: (size,) int64: origin of the equation that pinned the variable, where root is -1.
     sums:   roots that are themselves sums of free roots, after elimination.
     """
 
     root: Tensor
     sign: Tensor
-    pinned_by: Tensor
     sums: dict[int, _Parts] = field(default_factory=dict)
 
     def terms(self, terms: Sequence[LabelTerm]) -> tuple[Term, ...]:
@@ -87,33 +83,29 @@ class Solution:
 def solve(system: System) -> Solution:
     """The general solution of all equations of a system."""
     size = system.size
-    root, sign = torch.arange(size), torch.ones(size, dtype=torch.int64)
-    links: list[Tensor] = []
-    pins: list[tuple[Tensor, int]] = []
+    label = torch.arange(2 * size + 1)  # 2v for v, 2v + 1 for -v, the last for zero
     hard = system.equations
     while True:
-        known = len(links) + len(pins)
-        hard = [rest for e in hard if (rest := _reduce(e, root, sign, links, pins)).ids.shape[1]]
-        if known == len(links) + len(pins):
+        root, sign = _roots(label)
+        edges: list[Tensor] = []
+        hard = [rest for e in hard if (rest := _reduce(e, root, sign, edges)).ids.shape[1]]
+        if not edges:
             break
-        root, sign = _components(size, links, [ids for ids, _ in pins])
-    pinned_by = _origins(size, links, pins)
+        label = connected(len(label), [label[edge] for edge in edges])[label]
     sums, zeros = eliminate(hard)
-    for variable, origin in zeros.items():
-        pinned = root == variable
-        pinned_by[pinned] = origin
-        root[pinned] = -1
-    return Solution(root, sign, pinned_by, sums)
+    for variable in zeros:
+        root[root == variable] = -1
+    return Solution(root, sign, sums)
 
 
-def _reduce(
-    equations: Equations,
-    root: Tensor,
-    sign: Tensor,
-    links: list[Tensor],
-    pins: list[tuple[Tensor, int]],
-) -> Equations:
-    """Rewrite rows in roots; rows that say x = 0 or x = +-y go to pins and links.
+def _roots(label: Tensor) -> tuple[Tensor, Tensor]:
+    """(root, sign) of every variable; one that equals its own negative is zero: root -1."""
+    plus, minus = label[0:-1:2], label[1:-1:2]
+    return torch.where(plus == minus, -1, plus // 2), 1 - 2 * (plus % 2)
+
+
+def _reduce(equations: Equations, root: Tensor, sign: Tensor, edges: list[Tensor]) -> Equations:
+    """Rewrite rows in roots; rows that say x = 0 or x = +-y go to the edges.
 
     Returns the rows that say more.
     """
@@ -125,16 +117,22 @@ def _reduce(
     count = (weights != 0).sum(dim=0)
     single = count == 1
     if bool(single.any()):
-        pins.append((ids[-1, single].unique(), equations.origin))
+        edges.append(_zero(ids[-1, single], 2 * len(root)))
     hard = count > 2
     if len(ids) > 1:
         even = weights[-1].abs() == weights[-2].abs()
         double = (count == 2) & even
         if bool(double.any()):
             opposite = (weights[-1] == weights[-2])[double].long()  # x + y = 0
-            links.append(_link(ids[-2, double], ids[-1, double], opposite))
+            edges.append(_link(ids[-2, double], ids[-1, double], opposite))
         hard |= (count == 2) & ~even
     return Equations(weights[:, hard], ids[:, hard], equations.origin)
+
+
+def _zero(x: Tensor, zero: int) -> Tensor:
+    """Doubled ids of variables that are zero: both signs are tied to one node."""
+    both = torch.cat([2 * x, 2 * x + 1])
+    return torch.stack([both, torch.full_like(both, zero)])
 
 
 def merge_repeated(equations: Equations) -> tuple[Tensor, Tensor]:
@@ -154,19 +152,6 @@ def _link(x: Tensor, y: Tensor, opposite: Tensor) -> Tensor:
     plus = torch.stack([2 * x, 2 * y + opposite])
     minus = torch.stack([2 * x + 1, 2 * y + 1 - opposite])
     return torch.cat([plus, minus], dim=1)
-
-
-def _components(size: int, links: list[Tensor], pins: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """(root, sign) of every variable; a variable that equals its own negative is zero."""
-    zero = 2 * size  # all pinned variables are tied to this node, in both signs
-    edges = list(links)
-    for ids in pins:
-        both = torch.cat([2 * ids, 2 * ids + 1])
-        edges.append(torch.stack([both, torch.full_like(both, zero)]))
-    label = connected(2 * size + 1, edges)
-    plus, minus = label[0:zero:2], label[1:zero:2]
-    root = torch.where(plus == minus, -1, plus // 2)
-    return root, 1 - 2 * (plus % 2)
 
 
 def connected(size: int, edges: list[Tensor]) -> Tensor:
@@ -189,25 +174,15 @@ def connected(size: int, edges: list[Tensor]) -> Tensor:
             label = shorter
 
 
-def _origins(size: int, links: list[Tensor], pins: list[tuple[Tensor, int]]) -> Tensor:
-    """For each variable the earliest origin that pins anything it is tied to."""
-    label = connected(size, [link // 2 for link in links])
-    origin = torch.full((size,), NO_ORIGIN)
-    for ids, number in pins:
-        origin.scatter_reduce_(0, label[ids], torch.full_like(ids, number), "amin")
-    return origin[label]
-
-
 _Sum = dict[int, Fraction]
 
 
-def eliminate(hard: list[Equations]) -> tuple[dict[int, _Parts], dict[int, int]]:
+def eliminate(hard: list[Equations]) -> tuple[dict[int, _Parts], list[int]]:
     """Gaussian elimination over the rationals of the few equations that are left.
 
-    Returns (variable -> sum of free variables, variable that is zero -> origin).
+    Returns (variable -> sum of free variables, variables that are zero).
     """
     pivots: dict[int, _Sum] = {}
-    origins: dict[int, int] = {}
     for equations in hard:
         for row in torch.cat([equations.weights, equations.ids]).T.unique(dim=0).tolist():
             terms = len(row) // 2
@@ -225,9 +200,8 @@ def eliminate(hard: list[Equations]) -> tuple[dict[int, _Parts], dict[int, int]]
                 if pivot in other:
                     _add(other, expression, other.pop(pivot))
             pivots[pivot] = expression
-            origins[pivot] = equations.origin
     sums = {v: tuple((c, w) for w, c in sorted(e.items())) for v, e in pivots.items() if e}
-    return sums, {v: origins[v] for v, e in pivots.items() if not e}
+    return sums, [v for v, e in pivots.items() if not e]
 
 
 def _add(total: _Sum, other: _Sum, factor: Fraction) -> None:

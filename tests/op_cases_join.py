@@ -185,6 +185,7 @@ def reductions() -> Iterator[OpCase]:
     yield OpCase("x.norm", lambda a: a.norm(2, 0, True), (x(3, 2),))
     yield OpCase("linalg.vector_norm(ord)", lambda a: torch.linalg.vector_norm(a, ord=0), (x(3),), whole, 0)
     yield OpCase("linalg.norm", torch.linalg.norm, (x(2, 3),), "no rule")
+    yield OpCase("aten.vector_norm", lambda a: aten.linalg_vector_norm.default(a, 2, [1]), (x(2, 3),))
     yield OpCase("x / norm", lambda a: a / a.norm(), (x(2, 3),))
     for name in ("var", "std"):
         yield from spell(name, inputs=(x(2, 3),))

@@ -96,6 +96,8 @@ _INDICES: dict[str, Any] = {
 def indices() -> Iterator[OpCase]:
     for name, index in _INDICES.items():
         yield OpCase(f"x[{name}]", lambda a, i=index: a[i], (x(3, 4, 2),))
+    picked = torch.tensor([2, 0, 3])
+    yield OpCase("aten.index", lambda a: aten.index.Tensor(a, [None, picked]), (x(2, 4, 2),))
     unknown = "the index depends on the input"
     yield OpCase("x[y > 0] by where", lambda a, i: a[i], (x(3, 2), torch.tensor([0, 1])), unknown)
     yield OpCase("x[i] for an input i", lambda a, i: a[:, i], (x(3, 4), torch.tensor([1])), unknown)

@@ -19,7 +19,7 @@ from cli_folder import NET, error_line, filled, run
 from torch import nn
 
 import enorm_fx
-from enorm_fx import cli
+from enorm_fx import cli, rules
 from enorm_fx.cli import main
 
 
@@ -80,6 +80,7 @@ def test_json_is_the_dict_of_the_plan_and_nothing_else(
     for data in (expected, found):  # the source of the model is another file
         for blocked in data["blocked"]:
             blocked["source"] = ""
+            blocked["chain"] = len(blocked["chain"])
     assert found == expected
     assert list(found) == list(expected)
 
@@ -203,6 +204,55 @@ def test_resnet18_shows_its_residual_streams_whole(
         for name in (*group.producers, *group.consumers):
             assert name.removesuffix(".weight") in words
     assert "Pairs: 8, the other 30 are in the groups above" in out
+
+
+def test_why_explains_weights_instead_of_the_tables(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    argv = ("analyze", "net.py:Net", "--why", "one", "--why", "two.weight", "--verify")
+    status, out, err = run(capsys, *argv)
+    assert (status, err) == (0, "")
+    assert "Pairs:" not in out
+    assert max(map(len, out.splitlines()[:-1])) <= 60
+    parts = out.split("\n\n")
+    assert [part.split()[0] for part in parts[1:3]] == ["one.weight", "two.weight"]
+    assert "Input side: pinned.\n    1. Input 'x' of the model" in parts[1]
+    assert "- d multiplies one\n      - passes through relu\n      - divides two (this)" in parts[2]
+    assert out.splitlines()[-1].startswith("verified: largest relative change")
+
+
+def test_ops_lists_exactly_the_rules(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(capsys, "ops", "--json")
+    assert (status, err) == (0, "")
+    data = json.loads(out)
+    found = [o["op"] for f in data["families"] for r in f["rules"] for o in r["ops"]]
+    assert sorted(found) == list(rules.table())
+    assert data["count"] == len(found)
+
+
+def test_ops_prints_every_op_with_its_family(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    status, out, err = run(capsys, "ops")
+    assert (status, err) == (0, "")
+    words = set(re.findall(r"\w+", out))
+    assert words >= set(rules.table())
+    assert "concatenate" in words, "another name of cat"
+    assert re.search(r"^linear: \d+ ops$", out, re.MULTILINE)
+    assert f"\n{len(rules.table())} ops have a rule" in out
+
+
+def test_draws_into_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("analyze", "net.py:Net", "--dot", "net.dot", "--html", "net.html")
+    status, out, err = run(capsys, *argv)
+    assert (status, err) == (0, "")
+    assert re.search(r"drawn in +net\.dot\n.*drawn in +net\.html", out)
+    assert (folder / "net.dot").read_text(encoding="utf-8").startswith("digraph plan {")
+    page = (folder / "net.html").read_text(encoding="utf-8")
+    assert "<title>Net from net.py:Net</title>" in page
+    assert run(capsys, *argv, "--json")[0] == 0
 
 
 def test_interrupt_gives_status_130(

@@ -90,6 +90,11 @@ def test_a_bad_target_is_one_line_and_status_2(
         (["--biases", "fold"], "biases must be one of"),
         (["--frozen", "fold"], "frozen must be one of"),
         (["--tracer", "fold"], "tracer must be one of"),
+        (["--why", "thee"], "the model has no weight 'thee'; it has one, one.weight, "),
+        (["--why", "one.wieght"], "the model has no weight 'one.wieght'; close to it: one.weight"),
+        (["--why", "one", "--json"], "--why explains in sentences"),
+        (["--dot", "missing/net.dot"], "missing/net.dot cannot be written: No such file"),
+        (["--html", "."], ". cannot be written: Is a directory"),
         (["--fold"], "unrecognized arguments: --fold"),
     ],
 )

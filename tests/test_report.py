@@ -90,7 +90,7 @@ def test_dict_is_the_plan_in_json_types() -> None:
         (p["producer"], p["consumer"], p["channels"], tuple(p["via"])) for p in data["pairs"]
     ] == [(p.producer, p.consumer, p.channels, p.via) for p in plan.pairs]
     assert [tuple(b.values()) for b in data["blocked"]] == [
-        (b.weight, b.side, b.reason, b.node, b.source) for b in plan.blocked
+        (b.weight, b.side, b.reason, b.node, b.source, list(b.chain)) for b in plan.blocked
     ]
     assert [
         (p["name"], tuple(p["shape"]), p["depth"], p["counted"], p["rescaled"])

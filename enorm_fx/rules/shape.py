@@ -164,6 +164,12 @@ def _advanced(ctx: Context, x: Label, items: list[Any]) -> Any:
     return moved(ctx, x, lambda ids: ids[tuple(index)])
 
 
+@rule("index")
+def index(ctx: Context, input: Label, indices: Any) -> Any:
+    """x[indices] as ATen spells it: a list of tensors, None for a whole axis."""
+    return _advanced(ctx, input, [slice(None) if item is None else item for item in indices])
+
+
 def moved(ctx: Context, x: Label, move: Callable[[Tensor], Tensor]) -> Any:
     """Write the ids out in full and move them with the op itself."""
     if torch.Size(x.shape).numel() > MAX_IDS:

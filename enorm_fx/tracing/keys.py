@@ -21,7 +21,7 @@ _SYNONYMS = {
     "moveaxis": "movedim", "and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor",
     "invert": "bitwise_not", "greater": "gt", "greater_equal": "ge", "less": "lt",
     "less_equal": "le", "not_equal": "ne", "float_power": "pow", "clip": "clamp",
-    "fix": "trunc", "pos": "positive", "dsmm": "mm", "upsample": "interpolate",
+    "fix": "trunc", "pos": "positive", "dsmm": "mm", "linalg_vector_norm": "vector_norm", "upsample": "interpolate",
     "upsample_nearest": "interpolate",
     "upsample_bilinear": "interpolate", "max_pool1d_with_indices": "max_pool1d",
     "max_pool2d_with_indices": "max_pool2d", "max_pool3d_with_indices": "max_pool3d",
