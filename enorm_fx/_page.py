@@ -241,7 +241,8 @@ def _group_rows(groups: list[dict[str, Any]]) -> Iterator[str]:
         yield (
             f'<button class="group" data-group="{number}">'
             f'<span class="swatch" style="background: {colour(number)}"></span>'
-            f'<span class="number">{number}</span><span class="ends">{producers}<br>→ {consumers}</span>'
+            f'<span class="number">{number}</span>'
+            f'<span class="ends">{producers}<br>→ {consumers}</span>'
             f'<span class="channels">{group["channels"]:,}</span></button>'
         )
 
@@ -265,10 +266,11 @@ def _breakable(text: str) -> str:
 
 def _subtitle(data: dict[str, Any]) -> str:
     totals = data["totals"]
-    return (
+    counts = (
         f"{totals['weights']:,} weights, {data['num_scales']:,} scales in "
         f"{totals['groups']:,} groups; {exactness(data)}"
     )
+    return " ".join([f"{counts}.", *data["notes"]])
 
 
 def _key() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ from enorm_fx._names import short, short_source
 from enorm_fx._sides import Side, sides
 from enorm_fx.errors import ArgumentError
 from enorm_fx.plan import Blocked, Plan, ScaledParameter
+
+_NO_CALL = ("", "input", "parameter")  # places that say nothing
 
 
 def why(plan: Plan, name: str, *, width: int = 100) -> str:
@@ -115,6 +118,7 @@ def _pinned(blocked: Blocked, width: int) -> Iterator[list[str]]:
     yield _wrapped(f"{blocked.side.capitalize()} side: pinned.", width, 1)
     steps = [f"{blocked.reason}{_bracketed(_place(blocked.node, blocked.source))}"]
     steps += [_step(step) for step in blocked.chain]
+    steps = [step for step, _ in itertools.groupby(steps)]
     does = "makes" if blocked.side == "output" else "reads"
     steps.append(f"so what {short(blocked.weight)} {does} keeps its values")
     for number, step in enumerate(steps, 1):
@@ -154,7 +158,7 @@ def _companion(plan: Plan, name: str, both: Sequence[Side], width: int) -> Itera
 
 
 def _place(node: str, source: str) -> str:
-    return ", ".join(part for part in (node, short_source(source)) if part and part != "input")
+    return ", ".join(part for part in (node, short_source(source)) if part not in _NO_CALL)
 
 
 def _bracketed(place: str) -> str:

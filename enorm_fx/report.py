@@ -34,6 +34,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         "tracer": plan.tracer,
         "exact": plan.exact,
         "inexact_because": _inexact_because(plan),
+        "notes": list(plan.notes),
         "num_scales": plan.num_scales,
         "totals": {
             "weights": len(weights),
@@ -100,6 +101,7 @@ def text(plan: Plan) -> str:
         f"{_count(totals['groups'], 'group')}, {_count(totals['pairs'], 'pair')}, "
         f"{_count(totals['blocked_sides'], 'blocked side')}",
         exactness(data),
+        *data["notes"],
     ]
     shown = groups[:_TEXT_GROUPS]
     if shown:
@@ -269,7 +271,7 @@ def _show_totals(console: Console, data: dict[str, Any], notes: Sequence[tuple[s
     totals = data["totals"]
     one_sided = totals["one_sided_groups"]
     aside = f" ({one_sided} one-sided: factor 1)" if one_sided else ""
-    exact, _, why = exactness(data).partition(": ")
+    exact, _, because = exactness(data).partition(": ")
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -282,7 +284,8 @@ def _show_totals(console: Console, data: dict[str, Any], notes: Sequence[tuple[s
         ("scales", f"{data['num_scales']:,} in {_count(totals['groups'], 'group')}{aside}"),
         ("pairs", f"{totals['pairs']:,}"),
         ("blocked", _count(totals["blocked_sides"], "side")),
-        ("exact", f"{'no' if exact.startswith('not') else 'yes'}: {why}"),
+        ("exact", f"{'no' if exact.startswith('not') else 'yes'}: {because}"),
+        *(("note", note) for note in data["notes"]),
         *notes,
     ):
         table.add_row(*row)

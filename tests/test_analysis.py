@@ -141,7 +141,9 @@ def test_batch_norm_as_a_producer_is_exact_in_training_too() -> None:
 
 
 def test_a_plan_that_skips_where_no_scale_crosses_is_exact() -> None:
-    model = randomized(nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)))
+    model = randomized(
+        nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    )
     plan = analyze(model, torch.randn(4, 3).double(), batchnorm="skip")
     assert plan.exact
     assert plan.num_scales == 4
@@ -193,7 +195,9 @@ def test_biases() -> None:
 
 
 def test_frozen_parameters_stay_unless_told_otherwise() -> None:
-    model = nn.Sequential(*mlp(), nn.ReLU(), nn.Linear(2, 3).double(), nn.ReLU(), nn.Linear(3, 1).double())
+    model = nn.Sequential(
+        *mlp(), nn.ReLU(), nn.Linear(2, 3).double(), nn.ReLU(), nn.Linear(3, 1).double()
+    )
     model[2].requires_grad_(False)
     pinned = analyze(model, ROWS)
     assert pinned.num_scales == 3

@@ -48,7 +48,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("net.py:make", "missing 1 required positional argument: 'width'"),
         ("net.py:Odd", "analyzing the model failed: OddError: odd in forward (at "),
         ("net.py:Leaves", "analyzing the model failed: SystemExit: gone"),
-        ("net.py:Branch", "reads the values of a tensor"),
+        ("net.py:Branch", "the values of a tensor"),
         ("net.py:TwoInputs", "pass --input"),
         ("net.py:Unfinished", "pass --input"),
     ],

@@ -9,6 +9,7 @@ import subprocess
 from collections import Counter
 from functools import cache
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -262,7 +263,7 @@ def test_boxes_do_not_overlap_and_edges_join_them(count: int) -> None:
         assert one.y <= points[0][1] <= one.bottom
         assert points[-1][0] in (two.x, two.right, two.x + two.width / 2)
         assert two.y <= points[-1][1] <= two.bottom
-        for (x, y), (u, v) in zip(points, points[1:], strict=False):
+        for (x, y), (u, v) in pairwise(points):
             assert x == u or y == v, "lines are upright or level"
             assert not any(
                 other.x < max(x, u) and min(x, u) < other.right

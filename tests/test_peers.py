@@ -36,7 +36,9 @@ ROWS, IMAGES = numbers(5, 3), numbers(4, 2, 5, 5)
 
 def test_a_module_that_is_called_twice() -> None:
     model = Net(lambda m, x: m.b(m.a(m.a(x).relu()).relu()), a=L(3, 3), b=L(3, 2))
-    assert exact_scales(model, ROWS) == 0  # its input side is the model's input, its output meets it
+    assert (
+        exact_scales(model, ROWS) == 0
+    )  # its input side is the model's input, its output meets it
     inner = Net(lambda m, x: m.c(m.b(m.b(m.a(x)).relu())), a=L(3, 3), b=L(3, 3), c=L(3, 2))
     assert exact_scales(inner, numbers(9, 3)) == 3
 
@@ -78,13 +80,17 @@ def test_a_constant_that_is_added() -> None:
 
 
 def test_eight_channels_and_one() -> None:
-    model = Net(lambda m, x: m.c((m.a(x) + m.b(x)).relu()), a=C(2, 8, 1), b=C(2, 1, 1), c=C(8, 1, 1))
+    model = Net(
+        lambda m, x: m.c((m.a(x) + m.b(x)).relu()), a=C(2, 8, 1), b=C(2, 1, 1), c=C(8, 1, 1)
+    )
     assert exact_scales(model, IMAGES) == 1
 
 
 def test_an_index_that_permutes_channels() -> None:
     order = torch.tensor([3, 1, 0, 2])
-    model = Net(lambda m, x: m.b(m.a(x).relu()[:, m.order]), a=C(2, 4, 1), b=C(4, 1, 1), order=order)
+    model = Net(
+        lambda m, x: m.b(m.a(x).relu()[:, m.order]), a=C(2, 4, 1), b=C(4, 1, 1), order=order
+    )
     assert exact_scales(model, IMAGES) == 4
 
 

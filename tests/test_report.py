@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 import enorm_fx
 from enorm_fx import report
 from enorm_fx._names import broken, folded, runs, short_source
+from enorm_fx.drawing import html
 from enorm_fx.plan import Plan
 
 
@@ -77,8 +79,8 @@ def test_dict_is_the_plan_in_json_types() -> None:
     data = plan.to_dict()
     assert json.loads(json.dumps(data)) == data
     assert list(data) == [
-        "model", "tracer", "exact", "inexact_because", "num_scales", "totals", "groups", "pairs",
-        "blocked", "parameters",
+        "model", "tracer", "exact", "inexact_because", "notes", "num_scales", "totals", "groups",
+        "pairs", "blocked", "parameters",
     ]  # fmt: skip
     assert (data["model"], data["tracer"]) == ("Residual", plan.tracer)
     assert (data["exact"], data["num_scales"]) == (plan.exact, plan.num_scales)
@@ -287,6 +289,15 @@ def test_no_line_is_wider_than_the_terminal(width: int, everything: bool) -> Non
     plan = enorm_fx.analyze(Deep().eval(), torch.zeros(2, 3, 8, 8))
     text = _shown(plan.to_dict(), width=width, everything=everything)
     assert max(map(len, text.splitlines())) <= width
+
+
+def test_notes_of_the_plan_are_told_everywhere() -> None:
+    plan = replace(_plan(), notes=("The analysis ends early.",))
+    data = plan.to_dict()
+    assert data["notes"] == ["The analysis ends early."]
+    assert "\nThe analysis ends early.\n" in str(plan)
+    assert re.search(r"^note +The analysis ends early\.", _shown(data), re.MULTILINE)
+    assert "The analysis ends early.</p>" in html(plan)
 
 
 def test_notes_and_title_are_printed() -> None:

@@ -101,7 +101,9 @@ small("relu6", net(lambda m, x: m.b(F.relu6(6 * m.a(x))), a=L(3, 4), b=L(4, 2)),
 # --- groups ------------------------------------------------------------------------------------
 small("grouped conv", seq(C(2, 4, 2), R(), C(4, 4, 2, groups=2), R(), C(4, 1, 2)), IMAGE)
 small("depthwise separable", seq(C(2, 3, 1), R(), C(3, 3, 2, groups=3), R(), C(3, 2, 1)), IMAGE)
-small("depthwise with multiplier", seq(C(2, 2, 1), R(), C(2, 4, 2, groups=2), R(), C(4, 1, 1)), IMAGE)
+small(
+    "depthwise with multiplier", seq(C(2, 2, 1), R(), C(2, 4, 2, groups=2), R(), C(4, 1, 1)), IMAGE
+)
 small("grouped first layer", seq(C(2, 4, 2, groups=2), R(), C(4, 1, 2)), IMAGE)
 small("grouped last layer", seq(C(2, 4, 2), R(), C(4, 2, 2, groups=2)), IMAGE)
 
@@ -192,14 +194,18 @@ small("square", net(lambda m, x: m.b(m.a(x).relu() ** 2), a=L(3, 4), b=L(4, 2)),
 small("y * y", net(lambda m, x: (lambda y: m.b(y * y))(m.a(x)), a=L(3, 4), b=L(4, 2)), (6, 3))
 small("y * relu(y)", net(lambda m, x: (lambda y: m.b(y * y.relu()))(m.a(x)), a=L(3, 4), b=L(4, 2)),
       (6, 3))  # fmt: skip
-small("y + y * y", net(lambda m, x: (lambda y: m.b(y + y * y))(m.a(x)), a=L(3, 4), b=L(4, 2)), (6, 3))
+small(
+    "y + y * y", net(lambda m, x: (lambda y: m.b(y + y * y))(m.a(x)), a=L(3, 4), b=L(4, 2)), (6, 3)
+)
 small("division", net(lambda m, x: m.c(m.a(x).relu() / m.b(x).exp()), a=L(3, 4), b=L(3, 4),
       c=L(4, 2)), (6, 3))  # fmt: skip
 small("division by abs", net(lambda m, x: m.c(m.a(x) / m.b(x).abs()), a=L(3, 4), b=L(3, 4),
       c=L(4, 2)), (6, 3))  # fmt: skip
 small("division by the norm", net(lambda m, x: (lambda y: m.b(y / y.abs().sum(1, True)))(m.a(x)),
       a=L(3, 4), b=L(4, 2)), (6, 3))  # fmt: skip
-small("root of squares", net(lambda m, x: m.b(m.a(x).square().sqrt()), a=L(3, 4), b=L(4, 2)), (6, 3))
+small(
+    "root of squares", net(lambda m, x: m.b(m.a(x).square().sqrt()), a=L(3, 4), b=L(4, 2)), (6, 3)
+)
 small("a constant is added", net(lambda m, x: m.b(m.a(x).relu() + 1), a=L(3, 4), b=L(4, 2)), (6, 3))
 small("a scale of one's own", net(lambda m, x: m.b(m.a(x).relu() * m.g), a=L(3, 4), b=L(4, 2),
       g=parameter(4)), (6, 3))  # fmt: skip
@@ -324,7 +330,9 @@ small("feature pyramid", net(lambda m, x: (lambda y: m.o((m.l(y) + F.interpolate
       o=C(2, 1, 1)), (4, 2, 4, 4))  # fmt: skip
 small("mlp mixer", net(lambda m, x: m.c(m.t(m.s(m.a(x).transpose(1, 2)).relu()).transpose(1, 2)),
       a=L(3, 4), s=L(3, 3), t=L(3, 3), c=L(4, 2)), (4, 3, 3))  # fmt: skip
-small("maxout", net(lambda m, x: m.c(m.a(x).view(-1, 4, 2).max(-1)[0]), a=L(3, 8), c=L(4, 2)), (6, 3))
+small(
+    "maxout", net(lambda m, x: m.c(m.a(x).view(-1, 4, 2).max(-1)[0]), a=L(3, 8), c=L(4, 2)), (6, 3)
+)
 small("experts", net(lambda m, x: (m.r(x).softmax(-1)[..., None] * torch.stack([m.b(m.a(x).relu()),
       m.d(m.c(x).relu())], 1)).sum(1), r=L(3, 2), a=L(3, 3), b=L(3, 2), c=L(3, 3), d=L(3, 2)),
       (8, 3))  # fmt: skip

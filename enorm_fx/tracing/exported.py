@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import operator
 import re
+import warnings
 from contextlib import redirect_stderr
 from typing import Any
 
@@ -25,9 +26,16 @@ def trace_export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     parameters = Parameters(model)
     try:
         # torch.export prints the graph that it had got to; our error says what matters.
-        with undisturbed(model), torch.no_grad(), redirect_stderr(io.StringIO()):
+        with (
+            undisturbed(model),
+            torch.no_grad(),
+            redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
+            # Activations that the model keeps are not in the graph: they would be rescaled unseen.
+            warnings.filterwarnings("error", "The tensor attribute", UserWarning)
             program = torch.export.export(model, args, kwargs or None, strict=False)
-    except FOREIGN as error:
+    except (*FOREIGN, UserWarning) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise TraceError(
             f"torch.export raised {type(error).__name__}: {first} for inputs "

@@ -90,7 +90,9 @@ class Trace:
         if node.index not in self._values:
             self._values[node.index] = None  # unless all goes well
             if _small(node.out) and node.index not in self.written:
-                self._values[node.index] = self._evaluate(node)
+                value = self._evaluate(node)
+                if not (isinstance(value, Tensor) and value.is_meta):  # that has a shape alone
+                    self._values[node.index] = value
         return self._values[node.index]
 
     def _evaluate(self, node: Node) -> Any:
