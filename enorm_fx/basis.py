@@ -80,7 +80,7 @@ def _redundant(size: int, parameters: dict[str, tuple[Term, ...]], live: Tensor)
     if padded.numel():
         mixed.append(Equations(padded[..., 1].T, padded[..., 0].T, 0))
     # One variable of each free component, its first, is set to zero: that fixes the direction.
-    return _unsettled(size, mixed, component, known)
+    return _unsettled(size, mixed, component, known, live)
 
 
 def _differences(ids: list[Tensor], weights: list[int]) -> Equations:
@@ -91,7 +91,9 @@ def _differences(ids: list[Tensor], weights: list[int]) -> Equations:
     return Equations(spread, torch.cat([stacked, stacked[:, :1].expand_as(stacked)]), 0)
 
 
-def _unsettled(size: int, rows: list[Equations], component: Tensor, known: Tensor) -> Tensor:
+def _unsettled(
+    size: int, rows: list[Equations], component: Tensor, known: Tensor, live: Tensor
+) -> Tensor:
     """Components that stay free when every row must vanish.
 
     A component that some row has alone is settled at zero; with it, others follow. What is left
@@ -100,11 +102,11 @@ def _unsettled(size: int, rows: list[Equations], component: Tensor, known: Tenso
     settled = torch.zeros(size + 1, dtype=torch.bool)
     settled[component[known]] = True
     used = torch.zeros(size + 1, dtype=torch.bool)
+    used[component[live]] = True  # also where no row is left, as in u[i] - u[j]
     pending = []
     for equations in rows:
         ids = torch.where(equations.ids < 0, size, equations.ids)
         pending.append(Equations(equations.weights, component[ids], 0))
-        used[component[ids[equations.weights != 0]]] = True
     progress = True
     while pending and progress:
         progress = False

@@ -62,7 +62,7 @@ def causes(system: System, solution: Solution) -> Causes:
             edges.append(torch.stack([a[both], b[both]]))
             labels.append(torch.full((int(both.sum()),), equations.origin))
     if not edges:
-        return Causes(parent, origin, depth)
+        return _with_rest(system, pinned, Causes(parent, origin, depth))
     links, names = torch.cat(edges, dim=1), torch.cat(labels)
     links, names = torch.cat([links, links.flip(0)], dim=1), torch.cat([names, names])
     level = 0
@@ -74,7 +74,17 @@ def causes(system: System, solution: Solution) -> Causes:
         _extend(parent, origin, depth, links[:, fresh], names[fresh], level)
         open_ = depth[links[1]] < 0
         links, names = links[:, open_], names[open_]
-    return Causes(parent, origin, depth)
+    return _with_rest(system, pinned, Causes(parent, origin, depth))
+
+
+def _with_rest(system: System, pinned: Tensor, found: Causes) -> Causes:
+    """Variables that only several equations together pin: the last of those stands for them."""
+    open_ = pinned & (found.depth < 0)
+    for equations in system.equations:
+        ids = equations.ids[open_[equations.ids]]
+        found.origin[ids] = equations.origin
+        found.depth[ids] = 0
+    return found
 
 
 def _extend(

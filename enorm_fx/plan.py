@@ -128,30 +128,28 @@ class Plan:
     def select(self, predicate: Callable[[Group], bool]) -> Plan:
         """The plan with only the groups for which predicate(group) is true; the others are kept
         as they are. Scales are numbered anew."""
-        chosen = [group for group in self.groups if predicate(group)]
         index = torch.full((self.num_scales + 1,), -1)  # the last entry stands for index -1
-        groups, start = [], 0
-        for group in chosen:
-            old = slice(group.start, group.start + group.channels)
-            index[old] = torch.arange(start, start + group.channels)
-            groups.append(replace(group, start=start))
-            start += group.channels
-        kept = {(group.producers, group.consumers, group.channels) for group in chosen}
+        number: dict[int, int] = {}
+        groups: list[Group] = []
+        start = 0
+        for old, group in enumerate(self.groups):
+            if predicate(group):
+                number[old] = len(groups)
+                index[group.start : group.start + group.channels] = torch.arange(
+                    start, start + group.channels
+                )
+                groups.append(replace(group, start=start))
+                start += group.channels
+        graph = self.graph.copy()
+        for _, data in graph.nodes(data=True):
+            data["groups"] = tuple(number[g] for g in data["groups"] if g in number)
         return replace(
             self,
             parameters=tuple(_reindexed(parameter, index) for parameter in self.parameters),
             groups=tuple(groups),
-            pairs=tuple(
-                pair
-                for pair in self.pairs
-                if any(
-                    pair.producer in producers
-                    and pair.consumer in consumers
-                    and pair.channels == channels
-                    for producers, consumers, channels in kept
-                )
-            ),
+            pairs=tuple(p for p in self.pairs if any(_is_of(p, group) for group in groups)),
             num_scales=start,
+            graph=graph,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,6 +162,11 @@ class Plan:
         from enorm_fx.report import text  # reports build on plans
 
         return text(self)
+
+
+def _is_of(pair: Pair, group: Group) -> bool:
+    sides = pair.producer in group.producers and pair.consumer in group.consumers
+    return sides and pair.channels == group.channels
 
 
 def _reindexed(parameter: ScaledParameter, index: Tensor) -> ScaledParameter:

@@ -166,7 +166,8 @@ def count_symmetries(model: nn.Module, example_inputs: Any, *, seed: int = 0) ->
         seed: of the random draws; the caller's RNG is left alone.
 
     Returns:
-        generators - rank - redundant combinations within a weight - generators without effect.
+        generators - rank - redundant combinations within a weight - generators of entries that
+        reach no output.
     """
     model = double_copy(model)
     random = torch.Generator().manual_seed(seed)
@@ -183,11 +184,14 @@ def count_symmetries(model: nn.Module, example_inputs: Any, *, seed: int = 0) ->
     matrix = torch.stack(rows)
     matrix = matrix / matrix.abs().amax(dim=1, keepdim=True).clamp_min(1e-300)
     size = matrix.abs().amax(dim=0)
-    effective = size > 1e-12
+    effective = size > 1e-12  # a symmetry by itself has no effect either, and counts
+    strongest = max((float(m.max()) for m in live.values() if m.numel()), default=0.0)
+    seen = {name: m > 1e-12 * strongest for name, m in live.items()}
+    alive = torch.cat([g.row(seen[g.name].double()) for g in generators]) > 0
     values = torch.linalg.svdvals(matrix[:, effective] / size[effective])
     rank = int((values > 1e-10 * values.max()).sum()) if len(values) else 0
-    redundant = sum(g.blocks(live[g.name] > 0) for g in generators)
-    return int(effective.sum()) - rank - redundant
+    redundant = sum(g.blocks(seen[g.name]) for g in generators)
+    return int(alive.sum()) - rank - redundant
 
 
 def _draw_statistics(model: nn.Module, random: torch.Generator) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from enorm_fx import analyze
 from enorm_fx.rules.shape import reshape_ids
 
-ACTIVATIONS = [nn.ReLU(), nn.LeakyReLU(0.1), nn.PReLU(), nn.Identity(), nn.Tanh(), nn.ReLU6()]
+ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Tanh, nn.ReLU6]
 ALWAYS = {"deadline": None, "derandomize": True}
 
 
@@ -31,7 +32,7 @@ def block(draw: Any, channels: int) -> tuple[nn.Module, int]:
     ]  # fmt: skip
     if draw(st.booleans()):
         layers.append(nn.BatchNorm2d(outputs, affine=draw(st.booleans())))
-    layers.append(draw(st.sampled_from(ACTIVATIONS)))
+    layers.append(draw(st.sampled_from(ACTIVATIONS))())
     kind = draw(st.sampled_from(["plain", "plain", "pool", "mean", "dropout", "shuffle"]))
     if kind == "pool":
         layers.append(nn.MaxPool2d(3, 1, 1))
@@ -158,7 +159,7 @@ def test_a_chain_has_one_scale_for_every_hidden_unit(
     widths: list[int], bias: bool, slope: float
 ) -> None:
     sizes = [3, *widths, 2]
-    layers = [nn.Linear(a, b, bias) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+    layers = [nn.Linear(a, b, bias) for a, b in pairwise(sizes)]
 
     class Chain(nn.Module):
         def __init__(self) -> None:

@@ -113,7 +113,7 @@ def test_analysis_leaves_the_model_as_it_was(training: bool, fail: bool, front_e
     x = torch.randn(5, 3)
     before = everything(model)
     if fail:
-        with pytest.raises(TraceError, match="on purpose|newcomer"):
+        with pytest.raises(TraceError, match=r"on purpose|newcomer"):
             analyze(model, x, tracer=front_end)
     elif front_end == "symbolic":
         analyze(model, x, tracer=front_end)

@@ -115,7 +115,10 @@ class Context:
     def because(self, reason: str) -> None:
         """What the equations made from here on are about."""
         node = self.node
-        place = "" if node is None else f"{node.module}.{node.op}".lstrip(".")
+        place = ""
+        if node is not None:
+            is_call = node.op not in ("parameter", "constant")
+            place = f"{node.module}.{node.op}".lstrip(".") if is_call else node.name
         self.origins.append(Origin(reason, place, "" if node is None else node.source))
         self.system.origin = len(self.origins) - 1
 
