@@ -183,9 +183,11 @@ def reductions() -> Iterator[OpCase]:
             f"{name} by names", lambda a, f=function: f(a, dim=(0, -1), keepdim=True), (x(2, 3, 2),)
         )
     yield OpCase("x.norm", lambda a: a.norm(2, 0, True), (x(3, 2),))
-    yield OpCase("linalg.vector_norm(ord)", lambda a: torch.linalg.vector_norm(a, ord=0), (x(3),), whole, 0)
+    counted = torch.linalg.vector_norm
+    yield OpCase("linalg.vector_norm(ord=0)", lambda a: counted(a, ord=0), (x(3),), whole, 0)
     yield OpCase("linalg.norm", torch.linalg.norm, (x(2, 3),), "no rule")
-    yield OpCase("aten.vector_norm", lambda a: aten.linalg_vector_norm.default(a, 2, [1]), (x(2, 3),))
+    rows = aten.linalg_vector_norm.default
+    yield OpCase("aten.vector_norm", lambda a: rows(a, 2, [1]), (x(2, 3),))
     yield OpCase("x / norm", lambda a: a / a.norm(), (x(2, 3),))
     for name in ("var", "std"):
         yield from spell(name, inputs=(x(2, 3),))

@@ -527,8 +527,8 @@ BOTH = [s for s in ZOO if s.name in {
     "conv, pool, flatten, linear", "grouped conv", "channel shuffle", "batch norm", "dense block",
     "u-net", "squeeze and excitation", "gated by relu", "division by abs", "index buffer",
     "transposed inside", "shared layer", "einsum", "attention with two heads", "layer norm",
-    "embedding", "channels padded by zeros", "y over its norm", "bilinear", "prelu", "weights stacked",
-    "pointnet", "reflected borders", "transposed grouped conv",
+    "embedding", "channels padded by zeros", "y over its norm", "bilinear", "prelu",
+    "weights stacked", "pointnet", "reflected borders", "transposed grouped conv",
 }]  # fmt: skip
 
 

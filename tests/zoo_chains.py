@@ -14,21 +14,13 @@ IMAGE = (4, 2, 5, 5)
 # --- chains ------------------------------------------------------------
 
 chain("mlp", (6, 3), L(3, 4), R(), L(4, 3), R(), L(3, 2))
-
 chain("mlp without bias", (6, 3), L(3, 4, False), R(), L(4, 3, False), R(), L(3, 2, False))
-
 chain("one layer", (6, 3), L(3, 2))
-
 chain("linear chain", (6, 3), L(3, 3), L(3, 2))
-
 chain("tanh", (6, 3), L(3, 4), nn.Tanh(), L(4, 2))
-
 chain("leaky", (6, 3), L(3, 4), nn.LeakyReLU(0.2), L(4, 2))
-
 chain("prelu", (6, 3), L(3, 4), nn.PReLU(), L(4, 3), nn.PReLU(3), L(3, 2))
-
 chain("conv chain", IMAGE, C(2, 3, 2), R(), C(3, 2, 2), R(), C(2, 1, 2))
-
 chain(
     "conv, pool, flatten, linear",
     IMAGE,
@@ -40,7 +32,6 @@ chain(
     R(),
     L(3, 2),
 )
-
 chain(
     "conv, mean pool, linear",
     IMAGE,
@@ -50,29 +41,18 @@ chain(
     nn.Flatten(),
     L(3, 2),
 )
-
 chain("conv1d", (4, 2, 8), nn.Conv1d(2, 3, 2), R(), nn.AvgPool1d(2), nn.Conv1d(3, 2, 2))
-
 chain("conv3d", (3, 1, 3, 3, 3), nn.Conv3d(1, 2, 2), R(), nn.Conv3d(2, 1, 1))
-
 chain("conv over the width axis", IMAGE, C(2, 2, 2), R(), L(4, 3))
-
 chain("flatten(2) and linear over positions", IMAGE, C(2, 2, 2), R(), nn.Flatten(2), L(16, 2))
-
 chain("batch norm", IMAGE, C(2, 3, 2), nn.BatchNorm2d(3), R(), C(3, 2, 2))
-
 chain(
     "batch norm without affine", IMAGE, C(2, 3, 2), nn.BatchNorm2d(3, affine=False), R(), C(3, 2, 2)
 )
-
 chain("layer norm", (6, 3), L(3, 4), nn.LayerNorm(4), L(4, 3), R(), L(3, 2))
-
 chain("rms norm", (6, 3), L(3, 4), nn.RMSNorm(4, eps=0.1), L(4, 2))
-
 chain("group norm", IMAGE, C(2, 4, 2), nn.GroupNorm(2, 4), R(), C(4, 1, 2))
-
 chain("transposed conv", IMAGE, C(2, 3, 2), R(), nn.ConvTranspose2d(3, 2, 2), R(), C(2, 1, 1))
-
 chain(
     "transposed grouped conv",
     IMAGE,
@@ -82,13 +62,9 @@ chain(
     R(),
     C(4, 1, 1),
 )
-
 chain("upsample", IMAGE, C(2, 2, 2), R(), nn.Upsample(scale_factor=2), C(2, 1, 2))
-
 chain("pixel shuffle", IMAGE, C(2, 4, 2), R(), nn.PixelShuffle(2), C(1, 2, 2))
-
 chain("zero padding", IMAGE, C(2, 2, 2), R(), nn.ZeroPad2d(1), C(2, 1, 2))
-
 chain("lp pooling", IMAGE, C(2, 2, 2), R(), nn.LPPool2d(2, 2), C(2, 1, 1))
 
 
@@ -105,13 +81,9 @@ def _(m: Any, x: Tensor) -> Any:
 # --- groups ------------------------------------------------------------
 
 chain("grouped conv", IMAGE, C(2, 4, 2), R(), C(4, 4, 2, groups=2), R(), C(4, 1, 2))
-
 chain("depthwise separable", IMAGE, C(2, 3, 1), R(), C(3, 3, 2, groups=3), R(), C(3, 2, 1))
-
 chain("depthwise with multiplier", IMAGE, C(2, 2, 1), R(), C(2, 4, 2, groups=2), R(), C(4, 1, 1))
-
 chain("grouped first layer", IMAGE, C(2, 4, 2, groups=2), R(), C(4, 1, 2))
-
 chain("grouped last layer", IMAGE, C(2, 4, 2), R(), C(4, 2, 2, groups=2))
 
 
