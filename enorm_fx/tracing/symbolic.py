@@ -62,6 +62,8 @@ def trace_symbolic(
                 left += [(t, f"kept by the model as {name}") for t, name in snapshot.new_tensors()]
                 left += [(t, _INSIDE) for t in recorder.read_inside]
                 leaving = [(recorder.node_of(t), how) for t, how in left if recorder.knows(t)]
+                del result, left, inputs  # an output that is a view would keep what it looks at
+                recorder.read_inside.clear()
                 if leaving:
                     leaving += recorder.held_elsewhere({node for node, _ in leaving})
             except DataDependentError as error:
