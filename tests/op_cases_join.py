@@ -226,6 +226,11 @@ def reductions() -> Iterator[OpCase]:
     for name in ("cumsum", "cummax", "cummin", "logcumsumexp"):
         yield from spell(name, 1, inputs=(x(2, 3),))
         yield from spell(name, -2, inputs=(x(2, 3),))
+    for args in ((), (1, 0), (2,)):
+        yield from spell("diff", *args, inputs=(x(4, 3),))
+    yield OpCase(
+        "diff(prepend=)", lambda a, b: torch.diff(a, prepend=b), (x(2, 3), x(2, 1)), "no rule"
+    )
     yield OpCase("cumsum(dim=)", lambda a: torch.cumsum(a, dim=0), (x(3, 2),))
     yield OpCase("layer norm by hand", _layer_norm, (x(2, 3),))
 

@@ -270,6 +270,8 @@ def normalizations() -> Iterator[OpCase]:
     tiny = "epsilon is too small for numbers to see"
     yield OpCase("F.normalize", lambda a: F.normalize(a, dim=1), (x(2, 3),), tiny, 0)
     yield OpCase("F.cosine_similarity", F.cosine_similarity, (x(2, 3), x(2, 3)), tiny, 0)
+    by_names = F.cosine_similarity
+    yield OpCase("cosine by names", lambda a, b: by_names(a, x2=b), (x(2, 3), x(2, 3)), tiny, 0)
     yield OpCase("nn.CosineSimilarity", nn.CosineSimilarity(dim=0), (x(2, 3), x(2, 3)), tiny, 0)
     yield OpCase("nn.LocalResponseNorm", nn.LocalResponseNorm(2), (x(1, 3, 2),))
     constant = nn.LayerNorm(3)

@@ -168,6 +168,9 @@ def casts() -> Iterator[OpCase]:
     for name, tolerance in {"float": 1e-6, "half": 3e-3, "bfloat16": 3e-2}.items():
         method = getattr(torch.Tensor, name)
         yield OpCase(f"x.{name}", lambda a, m=method: m(a).double(), (a,), "rounding", 6, tolerance)
+    for name in ("long", "int", "short", "bool", "char", "byte"):
+        method = getattr(torch.Tensor, name)
+        yield OpCase(f"x.{name}", lambda a, m=method: m(a).double(), (10 * a.abs(),), "rounding", 0)
     yield OpCase("x.type(other)", lambda a: a.type(torch.float32), (a,), "rounding", 6, 1e-6)
     yield OpCase("x.to(float32)", lambda a: a.to(torch.float32), (a,), "rounding", 6, 1e-6)
     yield OpCase(

@@ -109,6 +109,14 @@ def indices() -> Iterator[OpCase]:
     yield OpCase("x[:, 1] = y", _set((slice(None), 1)), (x(3, 2), x(3)), kept, 6)
     yield OpCase("x[1:] = y", _set(slice(1, None)), (x(3, 2), x(2)), "rows share a scale")
     yield OpCase("x[..., [1, 0]] = y", _set((..., [1, 0])), (x(2, 2), x(2, 2)), kept, 4)
+    rows, entries = torch.tensor([True, False]), torch.tensor([[True, False, True], [False] * 3])
+    given = "the mask is an input"
+    yield OpCase("x[rows] = 0", _set_masked, (x(2, 3), rows), given, 3)
+    yield OpCase("x[entries] = 0", _set_masked, (x(2, 3), entries), given)
+    yield OpCase("x[rows] = y", _set_masked, (x(2, 3), rows, x(3)), given, 3)
+    yield OpCase("x[entries] = number", _set_masked, (x(2, 3, 2), entries, x()), given)
+    yield OpCase("x[entries] = y", _set_masked, (x(2, 3, 2), entries, x(2)), given)
+    yield OpCase("x[entries, :2] = y", _set_masked_part, (x(2, 3, 2), entries, x(2)), given)
     yield OpCase("zeros[:, 1:] = y", _fill_zeros, (x(2, 2),), "written memory keeps its label")
     yield OpCase("zeros[0] = 1 is added", lambda a: a + _one_hot(), (x(2, 3),), "constant in part")
     yield OpCase("view of zeros that are written is added", _late_write, (x(2, 3),))
@@ -125,6 +133,10 @@ def indices() -> Iterator[OpCase]:
     for dim in (0, 1, -1):
         yield from spell("unbind", dim, inputs=(x(2, 3),))
         yield from spell("index_select", dim, torch.tensor([1, 0, 1]), inputs=(x(2, 3),))
+    for dim, rows in ((0, [[1, 0, 1]]), (1, [[1, 0], [2, 2]]), (-1, [[0, 1], [1, 0]])):
+        yield from spell("gather", dim, torch.tensor(rows), inputs=(x(2, 3),))
+    yield OpCase("gather by an input", lambda a, i: a.gather(1, i),
+                 (x(2, 3), torch.tensor([[1], [0]])), "any entry of a row may be read")  # fmt: skip
     yield OpCase("index_select by an input", lambda a, i: a.index_select(0, i),
                  (x(2, 3), torch.tensor([1])), unknown)  # fmt: skip
 
@@ -136,6 +148,18 @@ def _set(index: Any, value: Any = None) -> Callable[..., tuple[Tensor, Tensor]]:
         return b, b.relu()
 
     return run
+
+
+def _set_masked(a: Tensor, mask: Tensor, value: Any = 0) -> Tensor:
+    b = a * 1.0
+    b[mask] = value
+    return b
+
+
+def _set_masked_part(a: Tensor, mask: Tensor, value: Tensor) -> Tensor:
+    b = a * 1.0
+    b[mask, :2] = value
+    return b
 
 
 def _fill_zeros(a: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def rms_norm(
 def normalize(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Label:
     """Divided by a norm with epsilon, without parameters: input and result keep their values."""
     reason = "it is normalized"
-    for value in (input, *args):
+    for value in (input, *args, *kwargs.values()):
         if isinstance(value, Label):
             ctx.pin(ctx.known(value), reason)
     return ctx.pinned(ctx.shape, reason)

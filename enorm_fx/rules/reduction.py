@@ -94,6 +94,14 @@ def position(ctx: Context, input: Label, dim: Any = None, *args: Any, **kwargs: 
     return Label(ctx.shape)
 
 
+@rule("diff")
+def difference(ctx: Context, input: Label, n: int = 1, dim: int = -1, *args: Any) -> Any:
+    """Differences of neighbours along an axis: they must scale alike."""
+    if args:
+        return NotImplemented  # further tensors are put before and after
+    return Label(ctx.shape, ctx.system.uniform(input, axes_of(input, dim)).terms)
+
+
 @rule("cumsum", "cummax", "cummin", "logcumsumexp")
 def accumulate(ctx: Context, input: Label, dim: int, *args: Any, **kwargs: Any) -> Any:
     """Entries accumulated along an axis must scale alike."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from enorm_fx.labels import Label, expand_dims, squeeze_constant
 from enorm_fx.rules.join import equalized
 from enorm_fx.rules.registry import Context, rule
+from enorm_fx.tracing.trace import Spec, nodes_in
 
 # Ids are written out in full only up to this size; a larger label is pinned.
 MAX_IDS = 1 << 26
@@ -151,17 +152,42 @@ def _basic(item: Any) -> bool:
 
 
 def _advanced(ctx: Context, x: Label, items: list[Any]) -> Any:
-    """Indices that are tensors: their values must be known."""
-    index = []
+    """Indices that are tensors. Where the values are not known, any slice may be read.
+
+    All slices of such an axis must scale alike; then it does not matter which one is.
+    """
+    if len(items) > 1 and _mask_not_known(ctx):
+        return NotImplemented  # how many axes it takes is not seen here
+    index: list[Any] = []
+    anywhere: list[int] = []
+    taken = sum(_axes_taken(ctx, item) for item in items)
+    axis = 0
     for item in items:
-        if isinstance(item, Label):
-            item = ctx.value(item)
-            if item is None:
-                return NotImplemented
-        elif isinstance(item, list) and any(isinstance(i, Label) for i in item):
+        if isinstance(item, list) and any(isinstance(i, Label) for i in item):
             return NotImplemented
-        index.append(item)
-    return moved(ctx, x, lambda ids: ids[tuple(index)])
+        value = ctx.value(item) if isinstance(item, Label) else item
+        if value is None and item is not None:
+            anywhere.append(axis)
+            value = torch.zeros(item.shape, dtype=torch.int64)
+        axis += len(x.shape) - taken if item is Ellipsis else _axes_taken(ctx, item)
+        index.append(value)
+    ctx.because("an index that is not known picks from it")
+    uniform = ctx.system.uniform(x, anywhere)
+    return moved(ctx, uniform, lambda ids: ids[tuple(index)])
+
+
+def _mask_not_known(ctx: Context) -> bool:
+    nodes = nodes_in(ctx.node.args[1:2]) if ctx.node is not None else ()
+    masks = (n for n in nodes if isinstance(n.out, Spec) and n.out.dtype in (torch.bool, torch.uint8))
+    return any(ctx.trace.value(n) is None for n in masks)
+
+
+def _axes_taken(ctx: Context, item: Any) -> int:
+    if item is None or item is Ellipsis:
+        return 0
+    value = ctx.value(item) if isinstance(item, Label) else item
+    is_mask = isinstance(value, Tensor) and value.dtype == torch.bool
+    return value.ndim if is_mask else 1
 
 
 @rule("index")
@@ -242,12 +268,27 @@ def unbind(ctx: Context, input: Label, dim: int = 0) -> Any:
 def index_select(ctx: Context, input: Label, dim: int, index: Label) -> Any:
     """Slices of an axis, picked by constants."""
     value = ctx.value(index)
-    if value is None:
-        return NotImplemented
     axis = dim % len(input.shape)
+    if value is None:
+        ctx.because("an index that is not known picks from it")
+        input = ctx.system.uniform(input, [axis])
+        value = torch.zeros(index.shape, dtype=torch.int64)
     return input.map(
         ctx.shape, lambda ids: ids.index_select(axis, value) if ids.shape[axis] > 1 else ids
     )
+
+
+@rule("gather")
+def gather(ctx: Context, input: Label, dim: int, index: Label, sparse_grad: bool = False) -> Any:
+    """y[..., i, ...] = x[..., index[..., i, ...], ...]; see getitem for indices not known."""
+    axis = dim % len(input.shape) if input.shape else 0
+    value = ctx.value(index)
+    if value is None:
+        ctx.because("an index that is not known picks from it")
+        input = ctx.system.uniform(input, [axis] if input.shape else [])
+        value = torch.zeros(index.shape, dtype=torch.int64)
+    picked = value
+    return moved(ctx, input, lambda ids: ids.gather(axis, picked))
 
 
 @rule("flip", "roll", "repeat", "tile", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle",
@@ -258,7 +299,7 @@ def rearrange(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
     if any(isinstance(a, Label) for a in (*args, *kwargs.values())):
         return NotImplemented
     op = ctx.node.op if ctx.node is not None else ""
-    function = getattr(torch, op, None) or getattr(F, op, None) or getattr(torch.Tensor, op)
+    function = getattr(torch.Tensor, op, None) or getattr(torch, op, None) or getattr(F, op)
     return moved(ctx, input, lambda ids: function(ids, *args, **kwargs))
 
 

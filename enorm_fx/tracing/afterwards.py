@@ -209,7 +209,10 @@ class _Reader(ast.NodeVisitor):
     def _function(self, function: FunctionType, first: Any = None) -> None:
         """What a function can reach: its globals, what it closes over, and its first argument."""
         code = function.__code__
-        if _is_ours(code.co_filename) or (id(code), id(first)) in self._seen:
+        if _is_ours(code.co_filename):  # a method of one of torch's layers
+            self._take(first)
+            return
+        if (id(code), id(first)) in self._seen:
             return
         self._seen.add((id(code), id(first)))
         cells = function.__closure__ or ()
