@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from rich.console import Console
@@ -53,7 +54,9 @@ def examine(name: str, model: nn.Module, inputs: Any) -> Row:
     try:
         plan = enorm_fx.analyze(model, inputs, batchnorm="affine", frozen="rescale")
         seconds = time.perf_counter() - begin
-        change = enorm_fx.verify(plan, inputs, trials=1).largest_change
+        # Some models cast to float32 by name; in float64 they cannot run then.
+        with mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
+            change = enorm_fx.verify(plan, inputs, trials=1).largest_change
     except enorm_fx.EnormError as error:
         message = " ".join(str(error).split())
         return Row(name, "", 0, 0, 0, time.perf_counter() - begin, None, message)
@@ -104,10 +107,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(argv)
     console = Console()
-    rows = []
+    rows: list[Row] = []
     for name, model, inputs in models(options.suite, options.only, options.seed):
-        rows.append(examine(name, model, inputs))
-        row = rows[-1]
+        row = examine(name, model, inputs)
+        rows.append(row)
         line = row.error or f"{row.scales} scales, {row.seconds:.2f} s, {row.change:.1e}"
         print(f"{name}: {line}", file=sys.stderr, flush=True)
     console.print(table(rows))

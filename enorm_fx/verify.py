@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +16,7 @@ from enorm_fx.plan import Plan
 from enorm_fx.solve import connected
 from enorm_fx.tracing.inputs import Call, as_call
 from enorm_fx.tracing.leaves import map_tensors, tensors_in
+from enorm_fx.tracing.state import FOREIGN
 
 _SPREAD = 0.3  # standard deviation of the random log scales
 
@@ -112,9 +115,26 @@ def _in_double(call: Call, generator: torch.Generator, draw: bool) -> Call:
 
 def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
     """The floating-point outputs of one run; the same dropout masks every time."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _double_by_default():
         torch.manual_seed(0)
-        return [t for t in tensors_in(model(*args, **kwargs)) if t.is_floating_point()]
+        try:
+            outputs = model(*args, **kwargs)
+        except FOREIGN as error:
+            raise ArgumentError(
+                f"the float64 copy of the model raised {type(error).__name__}: {error}"
+            ) from error
+        return [t for t in tensors_in(outputs) if t.is_floating_point()]
+
+
+@contextmanager
+def _double_by_default() -> Iterator[None]:
+    """Tensors that the model makes as it runs are float64 too."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -433,7 +433,8 @@ put("join", "lerp", lambda m, x, y: torch.lerp(x, y, 0.3), same, None, 2)
 
 AGAIN = "again"  # the layer of an earlier step, once more
 _CHANCES = [
-    *["weight"] * 8, *["pass"] * 6, *["shape"] * 6, *["join"] * 5, *["use"] * 2, *["write"] * 2, "stop", AGAIN,
+    *["weight"] * 8, *["pass"] * 6, *["shape"] * 6, *["join"] * 5, *["use"] * 2, *["write"] * 2,
+    *["stop"] * 2, AGAIN,
 ]  # fmt: skip
 INPUTS: list[Shape] = [
     (2, 4), (3, 6), (2, 3, 4), (2, 4, 4), (2, 4, 3, 3), (2, 4, 4, 4), (2, 6, 2, 3),
@@ -491,7 +492,7 @@ class Replay(nn.Module):
             number = step.option[0]
             step = Step(self.recipe.steps[number].op, step.operands,
                         self.recipe.steps[number].option)  # fmt: skip
-        layer = self.layers[str(number)] if str(number) in self.layers else None
+        layer = dict(self.layers.items()).get(str(number))
         return OPS[step.op].run(layer, *(pool[i] for i in step.operands), *step.option)
 
     def pool(self, *inputs: Tensor) -> list[Tensor]:
@@ -528,7 +529,8 @@ def draw_recipe(pick: Pick[Any]) -> Recipe:
             result = growing.compute(number, step, pool)
         if result.numel() > LARGEST or not 2 <= result.ndim <= 4:
             step = Step("leaky_relu", (first,))
-            growing.layers.pop(str(number), None) if str(number) in growing.layers else None
+            if str(number) in growing.layers:
+                del growing.layers[str(number)]
             result = F.leaky_relu(pool[first], 0.2)
         steps.append(step)
         pool.append(result)

@@ -7,16 +7,13 @@ from typing import Any
 import pytest
 import torch
 from laws import ROUNDING, largest_change, randomized
-from test_tracing import structure, two_layers
 from torch import Tensor, nn
+from tracing_kit import ROWS, L, plain, sound, structure, two_layers
 from zoo_small import ZOO, Small
 
 from enorm_fx import analyze
 from enorm_fx.errors import ArgumentError, TraceError
 from enorm_fx.tracing import trace
-
-L = nn.Linear
-ROWS = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 def flexible(m: Any, x: Tensor, scale: Any = None, flip: bool = False) -> Tensor:

@@ -13,36 +13,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from laws import ROUNDING, largest_change, randomized
+from laws import randomized
 from torch import Tensor, nn
+from tracing_kit import ROWS, L, sound, structure, two_layers
 from zoo_small import Net, parameter
 
 from enorm_fx import analyze
 from enorm_fx.errors import TraceError
-from enorm_fx.plan import Plan
 from enorm_fx.tracing.keys import op_key
-
-L = nn.Linear
-ROWS = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-
-def two_layers(run: Callable[..., Any], **more: Any) -> nn.Module:
-    """run(m, x) with layers a (3 to 4) and b (4 to 2)."""
-    return randomized(Net(run, a=L(3, 4), b=L(4, 2), **more))
-
-
-def plain(m: Any, x: Tensor) -> Tensor:
-    return m.b(m.a(x).relu())
-
-
-def sound(model: nn.Module, inputs: Any = ROWS, **options: Any) -> int:
-    """The number of scales of a plan that keeps the function."""
-    plan = analyze(model, inputs, **options)
-    given = inputs if isinstance(inputs, tuple) else (inputs,)
-    assert plan.exact
-    assert largest_change(plan, given) < ROUNDING
-    return plan.num_scales
-
 
 # --- the model stays as it was -----------------------------------------------------------------
 
@@ -142,14 +120,6 @@ def test_the_caller_s_inputs_are_not_written() -> None:
 
 
 # --- spellings, sharing ------------------------------------------------------------------------
-
-
-def structure(plan: Plan) -> Any:
-    """What does not depend on names: scales by parameter in order, groups."""
-    terms = [
-        [(t.coefficient, t.index.flatten().tolist()) for t in p.terms] for p in plan.parameters
-    ]
-    return terms, [(g.channels, g.start) for g in plan.groups]
 
 
 def test_module_function_method_and_operator_give_the_same_plan() -> None:

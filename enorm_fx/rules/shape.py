@@ -176,10 +176,15 @@ def _advanced(ctx: Context, x: Label, items: list[Any]) -> Any:
     return moved(ctx, uniform, lambda ids: ids[tuple(index)])
 
 
+_MASKS = (torch.bool, torch.uint8)
+
+
 def _mask_not_known(ctx: Context) -> bool:
     nodes = nodes_in(ctx.node.args[1:2]) if ctx.node is not None else ()
-    masks = (n for n in nodes if isinstance(n.out, Spec) and n.out.dtype in (torch.bool, torch.uint8))
-    return any(ctx.trace.value(n) is None for n in masks)
+    return any(
+        isinstance(n.out, Spec) and n.out.dtype in _MASKS and ctx.trace.value(n) is None
+        for n in nodes
+    )
 
 
 def _axes_taken(ctx: Context, item: Any) -> int:
@@ -187,7 +192,7 @@ def _axes_taken(ctx: Context, item: Any) -> int:
         return 0
     value = ctx.value(item) if isinstance(item, Label) else item
     is_mask = isinstance(value, Tensor) and value.dtype == torch.bool
-    return value.ndim if is_mask else 1
+    return int(value.ndim) if is_mask and value is not None else 1
 
 
 @rule("index")

@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from enorm_fx.errors import TraceError
-from enorm_fx.tracing.normalize import PIECE, normalize
 from enorm_fx.tracing.leaves import describe
+from enorm_fx.tracing.normalize import PIECE, normalize
 from enorm_fx.tracing.parameters import Parameters
 from enorm_fx.tracing.state import FOREIGN, undisturbed
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Trace, is_internal

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 _MAX_DEPTH = 8
+_PLAIN = (type(None), int, float, complex, str, bytes, type)
 
 
 def tensors_in(value: Any, depth: int = 0) -> Iterator[Tensor]:
@@ -19,9 +20,7 @@ def tensors_in(value: Any, depth: int = 0) -> Iterator[Tensor]:
     """
     if isinstance(value, Tensor):
         yield value
-    elif value is None or isinstance(value, (int, float, complex, str, bytes, type)):
-        return
-    elif depth > _MAX_DEPTH:
+    elif isinstance(value, _PLAIN) or depth > _MAX_DEPTH:
         return
     elif isinstance(value, Mapping):
         for item in value.values():

@@ -37,6 +37,7 @@ from enorm_fx.tracing.parameters import Parameters
 from enorm_fx.tracing.state import FOREIGN, undisturbed
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Trace, user_frame
 
+
 def trace_symbolic(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -315,8 +316,8 @@ class Recorder(TorchFunctionMode):
             self._remember(tensor, node)
             return node
         raise TraceError(
-            f"{_where(self)}: a tensor of shape {tuple(tensor.shape)} was made by code that does not "
-            "show in torch's function protocol (scripted or compiled code, or an extension). "
+            f"{_where(self)}: a tensor of shape {tuple(tensor.shape)} was made by code that does "
+            "not show in torch's function protocol (scripted or compiled code, or an extension). "
             "Replace that part by the Python module it was made from"
         )
 
