@@ -25,8 +25,22 @@ def homogeneous(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Label:
     return Label(ctx.shape, input.terms, input.wild)
 
 
-@rule("to", "type", "type_as", "float", "double", "half", "bfloat16", "long", "int", "short",
-      "bool", "char", "byte", "to_copy")
+@rule(
+    "to",
+    "type",
+    "type_as",
+    "float",
+    "double",
+    "half",
+    "bfloat16",
+    "long",
+    "int",
+    "short",
+    "bool",
+    "char",
+    "byte",
+    "to_copy",
+)
 def cast(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
     """A change of floating-point type or device keeps the label; one to integers is rounding."""
     return Label(ctx.shape, input.terms, input.wild)

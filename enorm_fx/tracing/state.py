@@ -71,9 +71,11 @@ _NESTED = 4  # how deep containers in attributes of modules are looked into
 def _is_plain_object(value: Any) -> bool:
     """An object of a user's own class, which may hold tensors."""
     own = type(value).__module__.partition(".")[0] not in ("builtins", "torch", "functools")
-    return own and not isinstance(value, (type, nn.Module)) and type(
-        getattr(value, "__dict__", None)
-    ) is dict
+    return (
+        own
+        and not isinstance(value, (type, nn.Module))
+        and type(getattr(value, "__dict__", None)) is dict
+    )
 
 
 def _is_container(value: Any) -> bool:

@@ -292,9 +292,7 @@ class Recorder(TorchFunctionMode):
         for i in range(len(self._alive)):
             if id(self._alive[i]) in self._pieces:
                 self.node_of(self._alive[i])
-        held = [
-            (weakref.ref(t), self._nodes[id(t)]) for t in self._alive if id(t) in self._nodes
-        ]
+        held = [(weakref.ref(t), self._nodes[id(t)]) for t in self._alive if id(t) in self._nodes]
         for node in self.graph.nodes:
             node.meta.pop("value", None)
         for keeper in (self._alive, self._fakes, self._nodes, self._pieces):
