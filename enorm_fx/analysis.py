@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from enorm_fx.basis import Basis, build_basis
 from enorm_fx.errors import ArgumentError
 from enorm_fx.explain import causes
-from enorm_fx.graph import dataflow, depths, paths, readers
+from enorm_fx.graph import dataflow, depths, paths, readers, shown
 from enorm_fx.labels import Label, LabelTerm
 from enorm_fx.plan import Blocked, Group, Pair, Plan, ScaledParameter, Term
 from enorm_fx.rules import Labels, Origin, Rule, propagate
 from enorm_fx.solve import Solution, solve
 from enorm_fx.tracing import Node, Trace, trace
 from enorm_fx.tracing.keys import module_key
+from enorm_fx.tracing.modes import trace_both
 from enorm_fx.tracing.trace import PARAMETER
 
 _CHOICES = {
@@ -42,8 +43,9 @@ def analyze(
 ) -> Plan:
     """Find every rescaling of the model's weights that keeps its function.
 
-    The model is traced in the mode (training or evaluation) that it is in and is left as it was;
-    no activation is computed, so it may live on the meta device.
+    The model is traced in the mode (training or evaluation) that it is in, and in the other one too
+    if its code asks for the mode, so that the plan holds in both. It is left as it was; no
+    activation is computed, so it may live on the meta device.
 
     Args:
         model: any module that can be traced.
@@ -71,7 +73,12 @@ def analyze(
     """
     _check(model, batchnorm=batchnorm, biases=biases, frozen=frozen, tracer=tracer)
     custom = {module_key(kind): rule for kind, rule in (rules or {}).items()}
-    traced = trace(model, example_inputs, tracer, tuple(rules or ()))
+    opaque = tuple(rules or ())
+    traced = trace_both(
+        model,
+        lambda: trace(model, example_inputs, tracer, opaque),
+        lambda: trace(model, example_inputs, tracer, opaque),
+    )
     pinned = frozenset(
         name for name, p in model.named_parameters() if frozen == "pin" and not p.requires_grad
     )
@@ -79,7 +86,7 @@ def analyze(
     solution = solve(labels.system)
     names = _weights(traced, labels.parameters, batchnorm)
     free = {name: solution.terms(label.terms) for name, label in labels.parameters.items()}
-    basis = build_basis(labels.system.size, free)
+    basis = build_basis(labels.system.size, free, _read_now(traced))
     graph = dataflow(traced)
     depth, last = depths(graph, names)
     parameters = tuple(
@@ -103,7 +110,7 @@ def analyze(
         blocked=_blocked(traced, labels, solution, names),
         num_scales=sum(basis.groups),
         exact=not _any_free(solution, basis, labels.ignored),
-        graph=graph,
+        graph=shown(graph, traced),
         tracer=traced.front_end,
         inputs=traced.inputs,
         notes=traced.notes,
@@ -132,6 +139,11 @@ def _weights(trace: Trace, parameters: Iterable[str], batchnorm: str) -> dict[st
             if gamma is not None and gamma.name in wanted:
                 result[gamma.name] = gamma
     return result
+
+
+def _read_now(trace: Trace) -> set[str]:
+    """Parameters that are read in the mode that the model is in."""
+    return {node.name for node in trace.nodes[: trace.shown] if node.op == PARAMETER}
 
 
 def _renumbered(terms: tuple[Term, ...], basis: Basis) -> tuple[Term, ...]:

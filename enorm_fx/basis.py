@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -27,17 +28,21 @@ class Basis:
     groups: tuple[int, ...]
 
 
-def build_basis(size: int, parameters: dict[str, tuple[Term, ...]]) -> Basis:
+def build_basis(
+    size: int, parameters: dict[str, tuple[Term, ...]], counted: Collection[str] | None = None
+) -> Basis:
     """Choose the scales: free variables that move a parameter, without redundant directions.
 
-    size: number of variables; parameters: name -> terms, in execution order.
+    size: number of variables; parameters: name -> terms, in execution order; counted: those among
+    them that make a scale count (one that moves others alone stays at zero); None: all.
     """
     compact = {
         name: tuple(Term(t.coefficient, distinct([t.index])[0]) for t in terms)
         for name, terms in parameters.items()
     }
     live = torch.zeros(size + 1, dtype=torch.bool)  # the last entry stands for index -1
-    redundant = _redundant(size, parameters, live)
+    moving = {n: t for n, t in parameters.items() if counted is None or n in counted}
+    redundant = _redundant(size, moving, live)
     live[redundant] = False
     return _group(size, compact, live[:size])
 

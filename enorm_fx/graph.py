@@ -39,6 +39,13 @@ def dataflow(trace: Trace) -> nx.DiGraph:
     return graph
 
 
+def shown(graph: nx.DiGraph, trace: Trace) -> nx.DiGraph:
+    """The part of the dataflow that belongs to the mode that the model is in."""
+    if trace.shown is None:
+        return graph
+    return graph.subgraph([n for n in graph if n < trace.shown]).copy()
+
+
 def depths(graph: nx.DiGraph, weights: Iterable[str]) -> tuple[dict[str, int], set[str]]:
     """Depth of every parameter, and the weights after which no other weight comes.
 

@@ -6,6 +6,7 @@ one more into it. The same recipe always builds the same model, with the same pa
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def _convolutions(shape: Shape) -> list[tuple[Any, ...]]:
         (out, size, groups, bias)
         for out in (4, 6)
         for size in (1, 3)
-        for groups in {1, 2, c}
+        for groups in (1, 2, c)
         for bias in (True, False)
         if c % groups == 0 and out % groups == 0
     ]
@@ -147,6 +148,13 @@ def _constant(shape: Shape, own: Shape) -> nn.Module:
     return Constant(*own)
 
 
+def _equation(ndim: int, last: bool) -> str:
+    """x times p[i, o] along axis 1, or along the last one."""
+    axis, letters = ndim - 1 if last else 1, "bcde"[:ndim]
+    left, right = letters[:axis], letters[axis + 1 :]
+    return f"{left}i{right},io->{left}o{right}"
+
+
 def _linear(shape: Shape, out: int, bias: bool) -> nn.Module:
     return nn.Linear(shape[-1], out, bias)
 
@@ -160,7 +168,7 @@ put("weight", "conv", apply, _convolutions, _convolution)
 put("weight", "conv_transpose", apply, _convolutions, _transposed)
 put(
     "weight", "conv1d", apply,
-    lambda s: [(k, g) for k in (1, 3) for g in {1, s[1]}] if len(s) == 3 else [],
+    lambda s: [(k, g) for k in (1, 3) for g in (1, s[1])] if len(s) == 3 else [],
     lambda s, k, g: nn.Conv1d(s[1], s[1], k, padding=k // 2, groups=g),
 )  # fmt: skip
 put(
@@ -180,11 +188,12 @@ put(
     lambda s: [(4,), (3,)], lambda s, out: Holder(out, s[-2]),
 )  # fmt: skip
 put(
-    "weight", "einsum p", lambda m, x, *o: torch.einsum("...i,ij->...j", x, m.p)
-    if len(o) > 1 else torch.einsum("bi...,io->bo...", x, m.p),
+    "weight",
+    "einsum p",
+    lambda m, x, *o: torch.einsum(_equation(x.ndim, len(o) > 1), x, m.p),
     lambda s: [(4,)] + ([(4, "last")] if s[-1] == s[1] else []),
     lambda s, out, *o: Holder(s[1], out),
-)  # fmt: skip
+)
 put("use", "times p", lambda m, x, *o: x * m.p, _partial_shapes, _held)
 put("use", "plus p", lambda m, x, *o: x + m.p, _partial_shapes, _held)
 put("use", "p minus", lambda m, x, *o: m.p - x, _partial_shapes, _held)
@@ -200,7 +209,7 @@ put(
     "use", "batch_norm", apply, lambda s: [(True,), (False,)],
     lambda s, affine: (nn.BatchNorm1d if len(s) < 4 else nn.BatchNorm2d)(s[1], affine=affine),
 )  # fmt: skip
-put("use", "group_norm", apply, lambda s: [(g,) for g in {1, 2, s[1]} if s[1] % g == 0],
+put("use", "group_norm", apply, lambda s: [(g,) for g in (1, 2, s[1]) if s[1] % g == 0 and math.prod(s) > g],
     lambda s, g: nn.GroupNorm(g, s[1]))  # fmt: skip
 
 # --- ops that pass a scale ---------------------------------------------------------------------

@@ -133,8 +133,9 @@ def _caught(recipe: Recipe) -> bool:
     return change(recipe, plan, before, trials=1) > ROUNDING
 
 
-@pytest.mark.parametrize("mutation", ["sigmoid", "softmax", "layer_norm", "batch_norm", "pad",
-                                      "clamp", "join"])  # fmt: skip
+@pytest.mark.parametrize(
+    "mutation", ["sigmoid", "tanh", "softmax", "prelu", "where", "join", "reduction"]
+)
 def test_a_wrong_rule_is_caught(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _mutate(monkeypatch, mutation)
     assert any(_caught(seeded_recipe(seed)) for seed in range(200))

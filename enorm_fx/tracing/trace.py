@@ -69,6 +69,7 @@ class Trace:
     front_end:  "symbolic" or "export".
     inputs:     the call that was traced, as (args, kwargs).
     notes:      what a reader of the plan should know about the trace.
+    shown:      how many of the nodes graphs show; the rest are those of the other mode. None: all.
     written:    indices of the nodes whose memory some call writes into, itself or through a view.
     """
 
@@ -79,6 +80,7 @@ class Trace:
     front_end: str
     inputs: tuple[tuple[Any, ...], dict[str, Any]]
     notes: tuple[str, ...] = ()
+    shown: int | None = None
     written: frozenset[int] = field(init=False)
     _values: dict[int, Tensor | None] = field(default_factory=dict)
 
