@@ -25,6 +25,7 @@ HEADINGS = (
     "data set",
     "model",
     "BatchNorm",
+    "lr",
     "ENorm c",
     "epochs",
     "test accuracy",
@@ -133,6 +134,7 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
         options["dataset"],
         _model(options),
         "yes" if options["batchnorm"] else "no",
+        f"{options['lr']:g}",
         f"{options['enorm']:g}" if options["enorm"] else "off",
         str(options["epochs"]),
         accuracy,
@@ -165,7 +167,8 @@ def _subject(record: dict[str, Any]) -> str:
 def _configuration(record: dict[str, Any]) -> str:
     options = record["arguments"]
     enorm = f"ENorm c={options['enorm']:g}" if options["enorm"] else "no ENorm"
-    return f"{enorm}, {'BatchNorm' if options['batchnorm'] else 'no BatchNorm'}"
+    norm = "BatchNorm" if options["batchnorm"] else "no BatchNorm"
+    return f"{enorm}, {norm}, lr {options['lr']:g}"
 
 
 if __name__ == "__main__":

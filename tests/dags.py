@@ -209,7 +209,8 @@ put(
     "use", "batch_norm", apply, lambda s: [(True,), (False,)],
     lambda s, affine: (nn.BatchNorm1d if len(s) < 4 else nn.BatchNorm2d)(s[1], affine=affine),
 )  # fmt: skip
-put("use", "group_norm", apply, lambda s: [(g,) for g in (1, 2, s[1]) if s[1] % g == 0 and math.prod(s) > g],
+put("use", "group_norm", apply,
+    lambda s: [(g,) for g in (1, 2, s[1]) if s[1] % g == 0 and math.prod(s) > g],
     lambda s, g: nn.GroupNorm(g, s[1]))  # fmt: skip
 
 # --- ops that pass a scale ---------------------------------------------------------------------
