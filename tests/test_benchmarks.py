@@ -269,9 +269,10 @@ def test_summary_prints_a_table_and_draws(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[2].startswith("| digits | linear, 1 | yes | 1.2 | 2 | ")
+    rate = record["arguments"]["lr"]
+    assert lines[2].startswith(f"| digits | linear, 1 | yes | {rate:g} | 1.2 | 2 | ")
     assert f"{record['summary']['final_accuracy_mean']:.2%} ± " in lines[2]
-    assert "| no | off |" in lines[3]
+    assert "| no | 1e+06 | off |" in lines[3]
     assert "not finite" in lines[3]
     assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
