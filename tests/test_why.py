@@ -134,7 +134,7 @@ def test_tied_unread_and_frozen_weights() -> None:
     assert "unread.weight, which no call of the model reads" in why(plan, "unread.weight")
     layers = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4).requires_grad_(False))
     frozen = why(enorm_fx.analyze(layers), "2")
-    assert "The parameter is frozen (requires_grad=False)\n" in frozen
+    assert "The parameter is frozen (requires_grad=False) (2.weight)\n" in frozen
 
 
 def test_says_how_many_slices_are_free() -> None:

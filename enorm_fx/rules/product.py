@@ -11,6 +11,8 @@ from enorm_fx.rules.join import equalized
 from enorm_fx.rules.linear import contract, moving
 from enorm_fx.rules.registry import Context, rule
 
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
 
 @rule("matmul", "mm", "bmm", "mv", "dot", weights=("other",))
 def matmul(ctx: Context, input: Label, other: Label) -> Label:
@@ -63,9 +65,9 @@ def einsum(ctx: Context, equation: Any, *operands: Any) -> Any:
     """
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
         operands = tuple(operands[0])
-    if not isinstance(equation, str) or "..." in equation or "->" not in equation:
+    if not isinstance(equation, str) or "->" not in equation:
         return NotImplemented
-    left, result = equation.replace(" ", "").split("->")
+    left, result = _without_ellipsis(equation.replace(" ", ""), operands).split("->")
     names = left.split(",")
     if any(len(set(name)) != len(name) for name in names):
         return NotImplemented  # a diagonal
@@ -78,6 +80,21 @@ def einsum(ctx: Context, equation: Any, *operands: Any) -> Any:
     spread = [_spread(x, name, letters) for x, name in zip(operands, names, strict=True)]
     label = ctx.system.uniform(add(shape, *spread), range(len(result), len(letters)))
     return label.map(ctx.shape, lambda ids: ids.reshape(ids.shape[: len(result)]))
+
+
+def _without_ellipsis(equation: str, operands: tuple[Label, ...]) -> str:
+    """Letters of their own for the axes that "..." stands for, aligned on the right."""
+    names = equation.split("->")[0].split(",")
+    spare = [letter for letter in _LETTERS if letter not in equation]
+    most = 0
+    for name, operand in zip(names, operands, strict=True):
+        if "..." in name:
+            most = max(most, len(operand.shape) - len(name) + 3)
+    extra = spare[:most]
+    for i, (name, operand) in enumerate(zip(names, operands, strict=True)):
+        count = len(operand.shape) - len(name) + 3
+        names[i] = name.replace("...", "".join(extra[most - count :]))
+    return ",".join(names) + "->" + equation.split("->")[1].replace("...", "".join(extra))
 
 
 def _spread(label: Label, name: str, letters: str) -> Label:

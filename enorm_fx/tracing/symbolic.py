@@ -165,10 +165,11 @@ class Recorder(TorchFunctionMode):
 
     def _call_opaque(self, module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
         """Run a module unseen; record it as one call on its inputs and its parameters."""
-        with self.paused((args, kwargs, list(module.parameters()))):
-            args, kwargs = self._fake((args, kwargs))
+        args, kwargs = self._fake((args, kwargs))
+        own = {name: self._fake(p) for name, p in module.named_parameters()}
+        with self.paused((args, kwargs, own, list(module.parameters()))):
             out = forward(*args, **kwargs)
-            own = {name: self._fake(p) for name, p in module.named_parameters()}
+        with torch._C.DisableTorchFunction():  # looking at the result is no call of the model's
             self.record(module, args, {**kwargs, **own}, out)
         return out
 
@@ -353,7 +354,8 @@ class Recorder(TorchFunctionMode):
                 f"{_where(self)}: torch.func transforms (vmap, grad, ...) inside a model cannot be "
                 "traced. Write that part with batched ops"
             )
-        fake = self.fake_mode.from_tensor(tensor, static_shapes=True)
+        with torch._C.DisableTorchFunction():  # what this asks of the tensor is no call
+            fake = self.fake_mode.from_tensor(tensor, static_shapes=True)
         name = self.parameters.name(tensor)
         if name is None:
             self.parameters.meet(tensor)
@@ -446,6 +448,7 @@ def _opaque_autograd_functions(recorder: Recorder) -> Iterator[None]:
         fakes, fake_kwargs = recorder._fake((args, kwargs))
         with recorder.paused((fakes, fake_kwargs)):
             out = original.__get__(None, cls)(*fakes, **fake_kwargs)
+        with torch._C.DisableTorchFunction():
             recorder.record(cls, fakes, fake_kwargs, out)
         return out
 
