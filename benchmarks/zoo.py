@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 import warnings
@@ -145,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
         "models": len(rows),
         "with_a_plan": len(planned),
         "unsound": unsound,
-        "rows": [asdict(row) for row in rows],
+        "rows": [without_folders(asdict(row)) for row in rows],
     }
     write_json(options.output or RESULTS / f"zoo-{options.suite}.json", record)
     return 1 if unsound else 0
@@ -160,6 +161,13 @@ def merged(path: Path, rows: list[Row]) -> list[Row]:
     known = {row.model for row in before}
     kept = [anew.get(row.model, row) for row in before]
     return kept + [row for row in rows if row.model not in known]
+
+
+def without_folders(record: dict[str, Any]) -> dict[str, Any]:
+    """Source files by their place in a package, wherever it is installed."""
+    text = re.sub(r"[^\s'\"]*/site-packages/", "", json.dumps(record))
+    shorter: dict[str, Any] = json.loads(text)
+    return shorter
 
 
 def models(suite: str, only: list[str], seed: int) -> Iterator[tuple[str, nn.Module, Any]]:
