@@ -82,6 +82,14 @@ def test_a_mode_that_cannot_be_traced_is_noted() -> None:
     assert "targets are missing" in note
 
 
+class Dropping(nn.Module):
+    """It passes its mode on to torch, whose rules hold in both."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, training=self.training)
+
+
 def test_only_code_that_is_not_torchs_asks() -> None:
+    assert not asks_for_mode(Dropping())
     assert asks_for_mode(Auxiliary())
     assert not asks_for_mode(nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.BatchNorm1d(2)))

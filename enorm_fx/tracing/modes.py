@@ -7,12 +7,16 @@ hold in either.
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
+import torch
 from torch import nn
 
 from enorm_fx.errors import TraceError
@@ -49,9 +53,38 @@ def _reads_training(kind: type) -> bool:
         for member in vars(base).values():
             function = getattr(member, "fget", None) or getattr(member, "__func__", member)
             code = getattr(function, "__code__", None)
-            if code is not None and not is_internal(code.co_filename) and _names_training(code):
+            if code is None or is_internal(code.co_filename) or not _names_training(code):
+                continue
+            if not _only_passes_it_on(function):
                 return True
     return False
+
+
+def _only_passes_it_on(function: FunctionType) -> bool:
+    """Whether `training` occurs only in calls such as F.dropout(x, training=self.training).
+
+    The rules of torch.nn.functional hold in both modes.
+    """
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, SyntaxError, TypeError):
+        return False
+    harmless = {
+        id(keyword.value)
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and _is_functional(call.func, function)
+        for keyword in call.keywords
+    }
+    return not any(
+        isinstance(node, ast.Attribute) and node.attr == "training" and id(node) not in harmless
+        for node in ast.walk(tree)
+    )
+
+
+def _is_functional(called: ast.expr, function: FunctionType) -> bool:
+    owner = called.value if isinstance(called, ast.Attribute) else None
+    known = function.__globals__.get(owner.id) if isinstance(owner, ast.Name) else None
+    return known is torch.nn.functional
 
 
 def _names_training(code: CodeType) -> bool:
