@@ -74,11 +74,7 @@ def analyze(
     _check(model, batchnorm=batchnorm, biases=biases, frozen=frozen, tracer=tracer)
     custom = {module_key(kind): rule for kind, rule in (rules or {}).items()}
     opaque = tuple(rules or ())
-    traced = trace_both(
-        model,
-        lambda: trace(model, example_inputs, tracer, opaque),
-        lambda: trace(model, example_inputs, tracer, opaque),
-    )
+    traced = trace_both(model, lambda: trace(model, example_inputs, tracer, opaque))
     pinned = frozenset(
         name for name, p in model.named_parameters() if frozen == "pin" and not p.requires_grad
     )

@@ -23,10 +23,10 @@ from enorm_fx.errors import TraceError
 from enorm_fx.tracing.trace import PARAMETER, Node, Spec, Trace, is_internal, replace_nodes
 
 
-def trace_both(model: nn.Module, trace: Callable[[], Trace], again: Callable[[], Trace]) -> Trace:
+def trace_both(model: nn.Module, trace: Callable[[], Trace]) -> Trace:
     """The trace of the mode that the model is in, joined by that of the other one if it matters.
 
-    trace, again: trace the model as it is; `again` may rely on what the first has found out.
+    trace: traces the model in the mode that it is in when called.
     """
     first = trace()
     if not asks_for_mode(model):
@@ -34,7 +34,7 @@ def trace_both(model: nn.Module, trace: Callable[[], Trace], again: Callable[[],
     other = "evaluation" if model.training else "training"
     try:
         with _switched(model):
-            second = again()
+            second = trace()
     except TraceError as error:
         mode = "training" if model.training else "evaluation"
         why = str(error).partition(". ")[0]

@@ -18,7 +18,7 @@ from enorm_fx.tracing.leaves import tensors_in
 
 # What a model's own code may raise on inputs that it does not accept.
 FOREIGN = (RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError,
-           ArithmeticError, NotImplementedError)  # fmt: skip
+           ArithmeticError)  # fmt: skip
 
 # Torch logs whole tracebacks and graphs for what is an ordinary "no" here: our error says it.
 _LOUD = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch.export",
