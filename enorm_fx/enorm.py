@@ -70,6 +70,7 @@ class ENorm:
     cycles:        cycles per step, on norms that are measured once.
     every:         act on each every-th call of `step`.
     order:         "sequential": groups one after the other, each sees those before it.
+                   "colored": groups that share no weight in one go; fewer and larger operations.
                    "simultaneous": all factors from the norms at the start of the cycle.
     last_layer:    False leaves out every group that moves a last weight, as the authors' code does.
     exact:         round factors to powers of two: outputs stay the same to the last bit.
@@ -123,6 +124,7 @@ class ENorm:
             _active(self.plan, settings["last_layer"]),
             p=float(settings["p"]),
             c=settings["c"],
+            order=settings["order"],
             exact=check_exact(self.plan, settings["exact"]),
         )
 
@@ -140,7 +142,7 @@ class ENorm:
                 writes = program.collect(self.optimizer, self._buffers, gradients=False)
                 descent, sizes = program.measure_()
                 for _ in range(settings["cycles"]):
-                    sweep_(descent, settings["order"], settings["exact"])
+                    sweep_(descent, settings["exact"])
                 program.apply_(descent.u, sizes, writes)
         self._calls += 1
 
@@ -231,7 +233,7 @@ def _converge_(descent: Descent, tol: float) -> tuple[int, float]:
     coarse = None if math.isinf(descent.p) else _make_coarse_(descent)
     cycles, gap = 0, float(imbalance(descent))
     while gap > tol and cycles < _MAX_CYCLES:
-        sweep_(descent, "sequential", exact=False)
+        sweep_(descent, exact=False)
         if coarse is not None:
             correct_(descent, coarse)
         cycles, gap = cycles + 1, float(imbalance(descent))
@@ -246,8 +248,9 @@ def _make_coarse_(descent: Descent) -> Coarse:
         if not runaway:
             return coarse
         layout = descent.layout
-        kept = tuple(g for number, g in enumerate(layout.groups) if number not in runaway)
-        descent.layout = replace(layout, groups=kept)
+        kept = [g for number, g in enumerate(layout.groups) if number not in runaway]
+        turns = tuple((number,) for number in range(len(kept)))
+        descent.layout = replace(layout, groups=tuple(kept), batches=turns)
 
 
 def _round_(descent: Descent) -> None:

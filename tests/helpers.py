@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from enorm_fx.plan import Plan
 
-ORDERS = ("sequential", "simultaneous")
+ORDERS = ("sequential", "colored", "simultaneous")
 KINDS = [case.name for case in all_cases()]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enorm_fx.plan import Plan
+from enorm_fx.plan import Group, Plan
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,36 @@ def descend(plan: Plan, p: float, c: float, order: str, cycles: int) -> list[flo
     """u after coordinate descent over all groups, by the definition, channel by channel."""
     entries = counted_entries(plan, c)
     u = [0.0] * plan.num_scales
+    together = order == "simultaneous"
     for _ in range(cycles):
         start = list(u)
-        for group in plan.groups:
-            seen = list(u) if order == "sequential" else start
-            logs = moved(entries, seen)
+        for group in _by_color(plan) if order == "colored" else plan.groups:
+            logs = moved(entries, start if together else list(u))
             members = range(group.start, group.start + group.channels)
             meeting = max(sum(v in members for v in row) for row in entries.exponents)
-            damping = max(1, meeting) if order == "sequential" else 1
+            damping = 1 if together else max(1, meeting)
             for v in members:
                 u[v] += _best_step(entries, logs, v, p) / damping
     return u
+
+
+def _by_color(plan: Plan) -> list[Group]:
+    """Groups that share no counted weight first to last: each takes the least color it can."""
+    moves = [
+        {
+            scaled.name
+            for scaled in plan.parameters
+            if scaled.counted
+            for term in scaled.terms
+            if ((term.index >= g.start) & (term.index < g.start + g.channels)).any()
+        }
+        for g in plan.groups
+    ]
+    colors: list[int] = []
+    for g, own in enumerate(moves):
+        taken = {colors[h] for h in range(g) if moves[h] & own}
+        colors.append(min(set(range(g + 1)) - taken))
+    return [plan.groups[g] for g in sorted(range(len(moves)), key=lambda g: (colors[g], g))]
 
 
 def _best_step(entries: Entries, logs: list[float], v: int, p: float) -> float:

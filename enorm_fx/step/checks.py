@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from enorm_fx.errors import ArgumentError, NonFiniteError, PlanError
 from enorm_fx.plan import Plan
+from enorm_fx.step.order import ORDERS
 
-ORDERS = ("sequential", "simultaneous")
 BACKENDS = ("auto", "eager")
 
 

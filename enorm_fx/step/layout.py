@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from enorm_fx.plan import Group, Plan, ScaledParameter, Term
+from enorm_fx.step.order import batches
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,11 +80,14 @@ class Touch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupLayout:
-    """A group to be updated at once. meeting: most of its scales that meet in one cell."""
+    """A group to be updated at once. Its steps are divided by `damping`.
+
+    damping: the most of its scales that meet in one cell; 1 in the simultaneous order.
+    """
 
     start: int
     channels: int
-    meeting: int
+    damping: int
     touches: tuple[Touch, ...]
     positive: tuple[float, ...]
     negative: tuple[float, ...]
@@ -91,13 +95,18 @@ class GroupLayout:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
+    """batches: numbers of groups that take their steps from the same state, by turn."""
+
     num_scales: int
     entries: tuple[Entry, ...]
     blocks: tuple[Block, ...]
     groups: tuple[GroupLayout, ...]
+    batches: tuple[tuple[int, ...], ...]
 
 
-def make_layout(plan: Plan, active: Iterable[Group] | None, device: torch.device) -> Layout:
+def make_layout(
+    plan: Plan, active: Iterable[Group] | None, device: torch.device, order: str = "sequential"
+) -> Layout:
     """Compile a plan for the given groups; scales of other groups count as pinned.
 
     active: None lets all scales move, and leaves blocks and groups empty: nothing to solve for.
@@ -106,7 +115,7 @@ def make_layout(plan: Plan, active: Iterable[Group] | None, device: torch.device
     owner = torch.full((plan.num_scales + 1,), -1, dtype=torch.int64)
     if active is None:
         owner[:-1] = 0
-        return _on_device(Layout(plan.num_scales, _entries(plan, owner), (), ()), device)
+        return _on_device(Layout(plan.num_scales, _entries(plan, owner), (), (), ()), device)
     active = [group for group in active if group.channels]
     for number, group in enumerate(active):
         owner[group.start : group.start + group.channels] = number
@@ -118,7 +127,10 @@ def make_layout(plan: Plan, active: Iterable[Group] | None, device: torch.device
         for block in _blocks(number, entry)
     )
     groups = _groups(active, blocks, owner)
-    return _on_device(Layout(plan.num_scales, entries, blocks, groups), device)
+    if order == "simultaneous":
+        groups = tuple(replace(group, damping=1) for group in groups)
+    turns = batches(order, [[touch.block for touch in group.touches] for group in groups])
+    return _on_device(Layout(plan.num_scales, entries, blocks, groups, turns), device)
 
 
 def _entries(plan: Plan, owner: Tensor) -> tuple[Entry, ...]:

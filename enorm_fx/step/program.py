@@ -55,14 +55,16 @@ class Program:
         *,
         p: float = math.inf,
         c: float = 1.0,
+        order: str = "sequential",
         exact: bool = False,
         wide: bool = False,
     ) -> None:
         self._plan, self._active = plan, None if active is None else tuple(active)
-        self._p, self._c, self._exact, self._wide = p, c, exact, wide
+        self._p, self._c, self._order = p, c, order
+        self._exact, self._wide = exact, wide
         self._parameters: list[nn.Parameter] = []
         self._signature: tuple[object, ...] = ()
-        self._layout = Layout(plan.num_scales, (), (), ())
+        self._layout = Layout(plan.num_scales, (), (), (), ())
         self._table = FactorTable((), ())
         self._cells: dict[int, Tensor] = {}
         self._rates = self._limits = torch.zeros(0, dtype=torch.float64)
@@ -89,10 +91,10 @@ class Program:
             yield
 
     def _compile(self) -> None:
-        layout = make_layout(self._plan, self._active, torch.device("cpu"))
+        layout = make_layout(self._plan, self._active, torch.device("cpu"), self._order)
         parameters = [_checked(self._plan.model, entry) for entry in layout.entries]
         if parameters and parameters[0].device.type != "cpu":
-            layout = make_layout(self._plan, self._active, parameters[0].device)
+            layout = make_layout(self._plan, self._active, parameters[0].device, self._order)
         self._layout, self._parameters = layout, parameters
         self._signature = _signature(parameters)
         self._table = make_table(layout.entries)

@@ -63,20 +63,16 @@ class Sides:
         return (up != -math.inf) & (down != -math.inf)
 
 
-def sweep_(descent: Descent, order: str, exact: bool) -> None:
-    """One cycle over all groups: descent.u moves.
+def sweep_(descent: Descent, exact: bool) -> None:
+    """One cycle over all groups, batch by batch: descent.u moves.
 
-    order: "sequential", each group sees the updates before it (Gauss-Seidel), or
-    "simultaneous", all see the same u. exact: every step is a multiple of log 2.
+    exact: every step is a multiple of log 2.
     """
-    if order == "simultaneous":
-        steps = [_step(descent, g, _sides(descent, g), 1, exact) for g in descent.layout.groups]
-        for group, step in zip(descent.layout.groups, steps, strict=True):
-            _move_(descent, group, step)
-        return
-    for group in descent.layout.groups:
-        step = _step(descent, group, _sides(descent, group), group.meeting, exact)
-        _move_(descent, group, step)
+    for batch in descent.layout.batches:
+        groups = [descent.layout.groups[number] for number in batch]
+        steps = [_step(descent, group, _sides(descent, group), exact) for group in groups]
+        for group, step in zip(groups, steps, strict=True):
+            descent.u[group.start : group.start + group.channels] += step
 
 
 def imbalance(descent: Descent) -> Tensor:
@@ -123,10 +119,6 @@ def log_factors(part: Part, u: Tensor) -> Tensor:
     for term in others:
         total = total + term.coefficient * u[term.ids]
     return total
-
-
-def _move_(descent: Descent, group: GroupLayout, step: Tensor) -> None:
-    descent.u[group.start : group.start + group.channels] += step
 
 
 def _sides(descent: Descent, group: GroupLayout) -> Sides:
@@ -224,12 +216,12 @@ def _scatter(total: Tensor, channels: Tensor, logs: Tensor, largest: bool) -> Te
     return torch.zeros_like(total).index_add_(0, channels, (logs - shift).exp()).log() + shift
 
 
-def _step(descent: Descent, group: GroupLayout, sides: Sides, meeting: int, exact: bool) -> Tensor:
+def _step(descent: Descent, group: GroupLayout, sides: Sides, exact: bool) -> Tensor:
     """The log step of each channel, (channels,); 0 where a side is empty.
 
-    meeting = k > 1 scales in one cell: the step s of each alone is divided by k. By convexity a
-    cell's exp(sum_j a_j s_j / k) <= mean over its k scales of exp(a_j s_j); summed over cells, J
-    falls by at least 1 / k of what the channels would gain one by one: it never rises.
+    damping = k, with k > 1 scales in one cell: the step s of each alone is divided by k. By
+    convexity a cell's exp(sum_j a_j s_j / k) <= mean over its k scales of exp(a_j s_j); summed over
+    cells, J falls by at least 1 / k of what the channels would gain one by one: it never rises.
     """
     zeros = descent.u.new_zeros((group.channels,))
     if not sides.positive or not sides.negative:
@@ -239,7 +231,7 @@ def _step(descent: Descent, group: GroupLayout, sides: Sides, meeting: int, exac
         step = -_slope(descent, sides, zeros) / (descent.power * (a - b))
     else:
         step = _newton(descent, sides)
-    step = torch.where(sides.alive(), step, 0.0) / meeting
+    step = torch.where(sides.alive(), step, 0.0) / group.damping
     return _to_power_of_two(step, sides) if exact else step
 
 
