@@ -1,0 +1,45 @@
+"""Print the README's table of what `python -m benchmarks.speed` measured, as markdown.
+
+    python -m benchmarks.speed_table [JSON] [--plot PICTURE]
+
+The JSON is the only source: table and picture can be made again without measuring.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks._environment import RESULTS
+from benchmarks._speed_report import markdown
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table, draw the picture if asked to; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed_table", description="Print a table of measured steps."
+    )
+    parser.add_argument("file", nargs="?", type=Path, default=RESULTS / "speed.json")
+    parser.add_argument("--plot", type=Path, metavar="PICTURE", help="needs matplotlib")
+    options = parser.parse_args(arguments)
+    try:
+        record = json.loads(options.file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not isinstance(record, dict) or not record.get("step"):
+        print(f"error: {options.file} holds no steps of benchmarks.speed", file=sys.stderr)
+        return 2
+    print(markdown(record))
+    if options.plot is not None:
+        from benchmarks._speed_plot import draw
+
+        draw(options.plot, record)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
