@@ -15,12 +15,20 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 import enorm_fx
-from benchmarks import _speed_settings, speed, speed_table
-from benchmarks._interleave import LEAST_ROUNDS, Contender, interleave, kernel_launches, summary
-from benchmarks._plain_loop import PlainLoop
-from benchmarks._speed_bench import reason, try_enorm
-from benchmarks._speed_costs import ratios
-from benchmarks._speed_networks import (
+from benchmarks.models import fully_convolutional
+from benchmarks.speed import __main__ as speed
+from benchmarks.speed import settings as speed_settings
+from benchmarks.speed import table as speed_table
+from benchmarks.speed.bench import reason, try_enorm
+from benchmarks.speed.costs import ratios
+from benchmarks.speed.interleave import (
+    LEAST_ROUNDS,
+    Contender,
+    interleave,
+    kernel_launches,
+    summary,
+)
+from benchmarks.speed.networks import (
     NORMS,
     Network,
     group_norm,
@@ -30,8 +38,8 @@ from benchmarks._speed_networks import (
     stack,
     with_state,
 )
-from benchmarks._speed_report import bars, markdown
-from benchmarks.models import fully_convolutional
+from benchmarks.speed.plain_loop import PlainLoop
+from benchmarks.speed.report import bars, markdown
 
 CPU = torch.device("cpu")
 
@@ -243,7 +251,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(speed, "networks", lambda: TINY)
         patch.setattr(speed, "bandwidths", lambda bench: {"scale": 1e9, "read": 2e9})
-        sizes = lambda bench: _speed_settings.size_costs(bench, (1_000_000,))  # noqa: E731
+        sizes = lambda bench: speed_settings.size_costs(bench, (1_000_000,))  # noqa: E731
         patch.setattr(speed, "size_costs", sizes)
         assert speed.main(["--rounds", "2", "--backends", "eager", "--out", str(out)]) == 0
     return out

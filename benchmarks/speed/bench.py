@@ -17,8 +17,8 @@ import torch
 from torch.optim import Optimizer
 
 import enorm_fx
-from benchmarks._interleave import Contender, interleave
-from benchmarks._speed_networks import Network, Setup, set_up
+from benchmarks.speed.interleave import Contender, interleave
+from benchmarks.speed.networks import Network, Setup, set_up
 from enorm_fx import ENorm, Plan
 
 # What a backend that this version or machine does not have raises; torch.compile's errors are

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 import enorm_fx
-from benchmarks._interleave import Contender, summary, timed
-from benchmarks._speed_bench import REFUSALS, Bench, reason, try_enorm
-from benchmarks._speed_networks import Network, stack, with_state
+from benchmarks.speed.bench import REFUSALS, Bench, reason, try_enorm
+from benchmarks.speed.interleave import Contender, summary, timed
+from benchmarks.speed.networks import Network, stack, with_state
 from enorm_fx import ENorm
 
 CYCLES = (1, 2, 5, 10)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from benchmarks._interleave import Contender, kernel_launches, summary
-from benchmarks._plain_loop import PlainLoop
-from benchmarks._speed_bench import Bench, backend_of, try_enorm
-from benchmarks._speed_networks import Network, describe, set_up
+from benchmarks.speed.bench import Bench, backend_of, try_enorm
+from benchmarks.speed.interleave import Contender, kernel_launches, summary
+from benchmarks.speed.networks import Network, describe, set_up
+from benchmarks.speed.plain_loop import PlainLoop
 from enorm_fx import ENorm
 
 _BYTES = 4  # of a float32

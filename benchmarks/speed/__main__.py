@@ -15,7 +15,7 @@ an ENorm step: caches hold what they hold in use. The learning rate is 0, so not
 
 On CUDA times are taken by events, and kernel launches are counted. Writes one JSON with machine,
 versions and seed, and a picture beside it if matplotlib is there; the README's table is printed of
-it by `python -m benchmarks.speed_table`. Nothing else should run meanwhile: threads that wait for
+it by `python -m benchmarks.speed.table`. Nothing else should run meanwhile: threads that wait for
 a core make steps of a millisecond take ten.
 """
 
@@ -34,11 +34,11 @@ import torch
 from rich.console import Console
 
 from benchmarks._environment import RESULTS, environment, write_json
-from benchmarks._speed_bench import Bench
-from benchmarks._speed_costs import bandwidths, step_costs, training_costs
-from benchmarks._speed_networks import networks
-from benchmarks._speed_report import BACKENDS, bars, show
-from benchmarks._speed_settings import build_costs, cycle_costs, order_costs, size_costs
+from benchmarks.speed.bench import Bench
+from benchmarks.speed.costs import bandwidths, step_costs, training_costs
+from benchmarks.speed.networks import networks
+from benchmarks.speed.report import BACKENDS, bars, show
+from benchmarks.speed.settings import build_costs, cycle_costs, order_costs, size_costs
 
 SECTIONS = ("build", "step", "training", "cycles", "orders", "sizes")
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_json(options.out, record)
     show(record, Console(width=None if sys.stdout.isatty() else 150))
     if record.get("step") and importlib.util.find_spec("matplotlib"):
-        from benchmarks._speed_plot import draw
+        from benchmarks.speed.plot import draw
 
         draw(options.out.with_suffix(".png"), record)
     return 0

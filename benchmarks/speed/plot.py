@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks._speed_report import TITLES, contenders
+from benchmarks.speed.report import TITLES, contenders
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,6 +1,6 @@
 """Print the README's table of what `python -m benchmarks.speed` measured, as markdown.
 
-    python -m benchmarks.speed_table [JSON] [--plot PICTURE]
+    python -m benchmarks.speed.table [JSON] [--plot PICTURE]
 
 The JSON is the only source: table and picture can be made again without measuring.
 """
@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks._environment import RESULTS
-from benchmarks._speed_report import markdown
+from benchmarks.speed.report import markdown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table, draw the picture if asked to; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed_table", description="Print a table of measured steps."
+        prog="python -m benchmarks.speed.table", description="Print a table of measured steps."
     )
     parser.add_argument("file", nargs="?", type=Path, default=RESULTS / "speed.json")
     parser.add_argument("--plot", type=Path, metavar="PICTURE", help="needs matplotlib")
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(markdown(record))
     if options.plot is not None:
-        from benchmarks._speed_plot import draw
+        from benchmarks.speed.plot import draw
 
         draw(options.plot, record)
     return 0
