@@ -17,8 +17,8 @@ from torch.utils.hooks import RemovableHandle
 
 from enorm_fx.errors import ArgumentError
 from enorm_fx.plan import Group, Plan
+from enorm_fx.step.backends import BACKENDS, CHECKS
 from enorm_fx.step.checks import (
-    BACKENDS,
     check_count,
     check_exact,
     check_finite,
@@ -26,6 +26,7 @@ from enorm_fx.step.checks import (
     check_settings,
 )
 from enorm_fx.step.coarse import Coarse, correct_, make_coarse, unbounded
+from enorm_fx.step.compiled import CompiledStep
 from enorm_fx.step.measure import objective
 from enorm_fx.step.program import Program
 from enorm_fx.step.solve import Descent, alive, imbalance, log_cost, sweep_
@@ -74,7 +75,12 @@ class ENorm:
                    "simultaneous": all factors from the norms at the start of the cycle.
     last_layer:    False leaves out every group that moves a last weight, as the authors' code does.
     exact:         round factors to powers of two: outputs stay the same to the last bit.
-    backend:       "auto" or "eager".
+    backend:       "native": one call of C++ compiled for this processor (needs a compiler).
+                   "eager": generated torch operations, for every device. "cudagraph": the same,
+                   captured once and replayed. "auto": native on the CPU, cudagraph on CUDA.
+                   One that cannot be used gives way to eager, with a warning.
+    check:         "sync": a step that cannot be made raises. "async": do not wait for the device;
+                   such a step changes nothing, and the next one raises if the cause is still there.
     buffers:       powers of buffers that the table of `enorm_fx.optim` does not know,
                    {"name": -1}.
 
@@ -94,6 +100,7 @@ class ENorm:
         last_layer: bool = False,
         exact: bool = False,
         backend: str = "auto",
+        check: str = "sync",
         buffers: Mapping[str, int] | None = None,
     ) -> None:
         settings = {
@@ -108,18 +115,21 @@ class ENorm:
         check_settings(settings)
         if backend not in BACKENDS:
             raise ArgumentError(f"backend must be one of {BACKENDS}, not {backend!r}")
+        if check not in CHECKS:
+            raise ArgumentError(f"check must be one of {CHECKS}, not {check!r}")
         self.plan = _as_plan(plan_or_model)
         check_optimizer(self.plan, optimizer)
         self.optimizer = optimizer
         self._settings: dict[str, Any] = settings
+        self._wanted, self._deferred = backend, check == "async"
         self._buffers = dict(buffers or {})
         self._calls = 0
         self._handle: RemovableHandle | None = None
-        self._program = self._make_program()
+        self._step = self._make_step()
 
-    def _make_program(self) -> Program:
+    def _make_step(self) -> CompiledStep:
         settings = self._settings
-        return Program(
+        program = Program(
             self.plan,
             _active(self.plan, settings["last_layer"]),
             p=float(settings["p"]),
@@ -127,6 +137,24 @@ class ENorm:
             order=settings["order"],
             exact=check_exact(self.plan, settings["exact"]),
         )
+        return CompiledStep(
+            program,
+            self.optimizer,
+            self._buffers,
+            cycles=settings["cycles"],
+            backend=self._wanted,
+            deferred=self._deferred,
+        )
+
+    @property
+    def backend(self) -> str:
+        """The backend that runs the step: what "auto" came to."""
+        return self._step.backend
+
+    @property
+    def code(self) -> str:
+        """The step as the program that runs, or (native) as torch operations that do the same."""
+        return self._step.code
 
     def step(self) -> None:
         """Measure, solve, apply; nothing on calls that `every` passes over.
@@ -134,16 +162,8 @@ class ENorm:
         Raises NonFiniteError, OptimizerStateError or PlanError; then nothing has changed, the
         count of calls included.
         """
-        settings = self._settings
-        if (self._calls + 1) % settings["every"] == 0:
-            program = self._program
-            program.bind_()
-            with torch.no_grad(), program.full_precision():
-                writes = program.collect(self.optimizer, self._buffers, gradients=False)
-                descent, sizes = program.measure_()
-                for _ in range(settings["cycles"]):
-                    sweep_(descent, settings["exact"])
-                program.apply_(descent.u, sizes, writes)
+        if (self._calls + 1) % self._settings["every"] == 0:
+            self._step.run_()
         self._calls += 1
 
     def attach(self) -> ENorm:
@@ -178,7 +198,7 @@ class ENorm:
         check_count("calls", state["calls"], least=0)
         check_exact(self.plan, settings["exact"])
         self._settings, self._calls = settings, state["calls"]
-        self._program = self._make_program()
+        self._step = self._make_step()
 
 
 def balance(

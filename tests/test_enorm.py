@@ -283,7 +283,8 @@ def test_state_goes_round() -> None:
         ("order", "random", r"order must be one of \('sequential', 'colored', 'simultaneous'\)"),
         ("last_layer", 1, "last_layer must be True or False, not 1"),
         ("exact", None, "exact must be True or False"),
-        ("backend", "cuda", r"backend must be one of \('auto', 'eager'\), not 'cuda'"),
+        ("backend", "cuda", r"backend must be one of \('auto', 'eager', 'native', .*not 'cuda'"),
+        ("check", "never", r"check must be one of \('sync', 'async'\), not 'never'"),
     ],
 )
 def test_arguments_are_checked(name: str, value: Any, message: str) -> None:

@@ -13,8 +13,6 @@ from enorm_fx.errors import ArgumentError, NonFiniteError, PlanError
 from enorm_fx.plan import Plan
 from enorm_fx.step.order import ORDERS
 
-BACKENDS = ("auto", "eager")
-
 
 def find_parameter(model: nn.Module, name: str) -> nn.Parameter:
     """The parameter of that name now. Raises PlanError if there is none."""

@@ -27,6 +27,7 @@ from enorm_fx.step.factors import (
     multiply_,
     usable,
 )
+from enorm_fx.step.job import Job
 from enorm_fx.step.layout import Entry, Layout, make_layout
 from enorm_fx.step.measure import (
     accumulation_dtype,
@@ -35,7 +36,7 @@ from enorm_fx.step.measure import (
     measure_,
     size,
 )
-from enorm_fx.step.solve import Descent
+from enorm_fx.step.solve import Descent, sweep_
 
 
 class Program:
@@ -71,6 +72,15 @@ class Program:
         self._bound = False
 
     @property
+    def model(self) -> nn.Module:
+        return self._plan.model
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters that move."""
+        return [entry.name for entry in self._layout.entries]
+
+    @property
     def device(self) -> torch.device:
         """Where log scales live: the device of the first parameter that moves."""
         return self._parameters[0].device if self._parameters else torch.device("cpu")
@@ -86,8 +96,11 @@ class Program:
 
     @contextmanager
     def full_precision(self) -> Iterator[None]:
-        """CUDA's autocast would run the solver's matrix products in half precision."""
-        with torch.autocast(self.device.type, enabled=False):
+        """Autocast would run the solver's matrix products in half precision."""
+        if torch.is_autocast_enabled(self.device.type):
+            with torch.autocast(self.device.type, enabled=False):
+                yield
+        else:
             yield
 
     def _compile(self) -> None:
@@ -109,6 +122,27 @@ class Program:
         }
         self._rates, self._limits = _bounds(layout, parameters, self.device)
         self._bound = True
+
+    def job(self, writes: list[Write], cycles: int) -> Job:
+        """What a backend needs to know, for the memory that is bound now."""
+        weights = tuple(parameter.detach() for parameter in self._parameters)
+        detached = tuple(Write(w.entry, w.tensor.detach(), w.exponent) for w in writes)
+        return Job(self._layout, weights, detached, self._p, self._c, cycles, self._exact)
+
+    def run_(
+        self, optimizer: Optimizer | None, buffers: Mapping[str, int] | None, cycles: int
+    ) -> None:
+        """Measure, solve, apply, with care: in log space, every number looked at.
+
+        Raises NonFiniteError, OptimizerStateError or PlanError, with nothing written.
+        """
+        self.bind_()
+        with torch.no_grad(), self.full_precision():
+            writes = self.collect(optimizer, buffers, gradients=False)
+            descent, sizes = self.measure_()
+            for _ in range(cycles):
+                sweep_(descent, self._exact)
+            self.apply_(descent.u, sizes, writes)
 
     def zeros(self) -> Tensor:
         """Log scales that change nothing, float64, (num_scales + 1,)."""

@@ -1,0 +1,175 @@
+"""The eager backend: a step written as straight-line tensor operations over fixed memory.
+
+    measure    cells of every counted weight               cells.py
+    solve      cycles over the groups, in linear space     marginals.py, updates.py
+    decide     is everything finite, and well in range?    here
+    multiply   every tensor by its factors, or by ones     products.py
+
+Nothing is read back, so the same calls can be captured as one CUDA graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from enorm_fx.step.cells import Cells
+from enorm_fx.step.job import Job
+from enorm_fx.step.products import Products
+from enorm_fx.step.script import Built, Result, Script, text
+from enorm_fx.step.state import State, make_state
+from enorm_fx.step.tuning import Tuning, tuning_for
+from enorm_fx.step.updates import Updates
+
+# Parts of the exponent range of the narrowest dtype that weights, and factors, may take. They add
+# up to less than one, so that a weight times its factors stays in range.
+_SIZES, _FACTORS = 1 / 2, 1 / 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Eager:
+    """A generated step. module(*arguments) runs it."""
+
+    built: Built
+
+    @property
+    def module(self) -> GraphModule:
+        return self.built.module
+
+    @property
+    def arguments(self) -> tuple[Tensor, ...]:
+        return self.built.arguments
+
+    @property
+    def code(self) -> str:
+        """The module's code, with comments."""
+        return text(self.built)
+
+    def run(self) -> Tensor:
+        """Measure, solve, apply: 0-dim bool. False: nothing has changed."""
+        ok: Tensor = self.built.module.forward(*self.built.arguments)
+        return ok
+
+
+def generate(job: Job, tuning: Tuning | None = None) -> Eager:
+    """Write the step of a job. All memory that it needs is allocated here."""
+    script = Script()
+    with torch.no_grad():
+        _name(script, job)
+        state = make_state(script, job)
+        if tuning is None:
+            tuning = tuning_for(state.scales.device)
+        cells = Cells(script, job, state, tuning)
+        updates = Updates(script, job, state, cells, tuning)
+        checks = _Checks(script, job, state)
+        scales = script.named(state.scales, "scales")
+        script.section("measure: sums of |w|^p over entries that take the same factor")
+        script.call("fill_", scales, script.number("one", 1.0, scales))
+        cells.measure()
+        for cycle in range(job.cycles):
+            updates.cycle()
+            if cycle == 0:
+                checks.sizes(updates.least_share)
+            checks.factors()
+        ok = checks.all()
+        Products(script, job, state, tuning).write(ok)
+        return Eager(script.build(ok))
+
+
+def _name(script: Script, job: Job) -> None:
+    names = [entry.name for entry in job.layout.entries]
+    for name, weight in zip(names, job.weights, strict=True):
+        script.named(weight, name)
+    for write in job.writes:
+        # What is not a weight by now is a buffer of the optimizer.
+        script.named(write.tensor.detach(), f"{names[write.entry]}_buffer")
+
+
+class _Checks:
+    """Writes what decides whether a step may be applied: numbers that must be below limits.
+
+    Every comparison is one that a NaN fails.
+    """
+
+    def __init__(self, script: Script, job: Job, state: State) -> None:
+        self._script, self._job, self._state = script, job, state
+        self._uncounted = _uncounted(job)
+        room = 1 + len(self._uncounted) + job.cycles
+        self._numbers, self._limits = state.sums.new_zeros(room), [1.0] * room
+        self._taken = 0
+        most = math.log(torch.finfo(state.sums.dtype).max)
+        limit = min([most, *(math.log(torch.finfo(w.tensor.dtype).max) for w in job.writes)])
+        rates = [
+            sum(abs(t.coefficient) for part in entry.parts for t in part.terms)
+            for entry in job.layout.entries
+        ]
+        fastest = max([1.0, *(rates[w.entry] * abs(w.exponent) for w in job.writes)])
+        self._log_size, self._log_factor = _SIZES * limit, _FACTORS * limit / fastest
+        self._power = 1.0 if math.isinf(job.p) else job.p
+
+    def sizes(self, least_share: float) -> None:
+        """The weights as they are: sums of the first cycle, and tensors that are in none.
+
+        least_share: of a weight in the sums.
+        """
+        script = self._script
+        script.section("are the weights finite, and well in range?")
+        if self._state.taken:
+            sums = script.named(self._state.sums[: self._state.taken], "sums")
+            slot = self._slot(self._power * self._log_size + math.log(least_share))
+            script.call(torch.amax, sums, 0, out=slot)
+        for tensors in self._uncounted:
+            line, slot = self._line(tensors), self._slot(self._log_size)
+            dtype = torch.promote_types(line.dtype, torch.float32)
+            largest = script.call(torch.linalg.vector_norm, line, math.inf, dtype=dtype)
+            script.call("copy_", slot, largest)
+
+    def factors(self) -> None:
+        """The scales after a cycle, up and down."""
+        script = self._script
+        script.section("are the factors finite, and well in range?")
+        slot = self._slot(self._power * self._log_factor)
+        flat = script.named(self._state.scales.view(-1), "scales_flat")
+        script.call(torch.amax, flat, 0, out=slot)
+
+    def all(self) -> Result:
+        """0-dim bool: every number is below its limit."""
+        script = self._script
+        numbers = script.named(self._numbers, "largest")
+        limits = script.named(self._numbers.new_tensor(self._limits), "limits")
+        below = script.call(torch.lt, numbers, limits, name="in_range")
+        return script.call(torch.all, below, name="ok")
+
+    def _slot(self, log_limit: float) -> Tensor:
+        number, most = self._taken, torch.finfo(self._numbers.dtype).max
+        self._taken += 1
+        self._limits[number] = math.exp(min(log_limit, math.log(most) - 1e-12))
+        return self._script.named(self._numbers[number], f"largest_{number}")
+
+    def _line(self, tensors: Sequence[Tensor]) -> Tensor:
+        """All entries of the tensors in one."""
+        if len(tensors) == 1:
+            return tensors[0]
+        script = self._script
+        line = script.named(tensors[0].new_empty(sum(t.numel() for t in tensors)), "uncounted")
+        lines = [script.named(t.view(-1), script.name_of(t)) for t in tensors]
+        script.call(torch.cat, lines, out=line)
+        return line
+
+
+def _uncounted(job: Job) -> list[list[Tensor]]:
+    """Weights that are in no sum; small ones, biases mostly, by dtype and device."""
+    alone, together = [], defaultdict(list)
+    for entry, weight in zip(job.layout.entries, job.weights, strict=True):
+        if not entry.counted:
+            if weight.dim() == 1 and weight.is_contiguous():
+                together[weight.dtype, weight.device].append(weight)
+            else:
+                alone.append([weight])
+    return [*together.values(), *alone]

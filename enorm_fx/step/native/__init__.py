@@ -1,0 +1,1 @@
+"""A step in C++: compiled once for a machine, fed with tables for each model."""

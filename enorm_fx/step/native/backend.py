@@ -1,0 +1,45 @@
+"""The native backend: one call of compiled code for a whole step."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from enorm_fx.step.generate import generate
+from enorm_fx.step.job import Job
+from enorm_fx.step.native.pack import DTYPES, Packer, Unsupported
+from enorm_fx.step.native.tables import library
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Native:
+    """A packed job. keep: all memory that it points into."""
+
+    job: Job
+    packed: Any
+    threads: int
+    keep: list[Any]
+
+    @property
+    def code(self) -> str:
+        """The same step as torch operations; nobody can read the tables."""
+        return generate(self.job).code
+
+    def run(self) -> bool:
+        threads = min(self.threads, torch.get_num_threads())
+        return bool(library().enorm_run(ctypes.byref(self.packed), threads))
+
+
+def make_native(job: Job) -> Native:
+    """Raises compiler.CompilerError, or Unsupported: then take another backend."""
+    loaded = library()
+    for write in job.writes:
+        if write.tensor.device.type != "cpu" or write.tensor.dtype not in DTYPES:
+            raise Unsupported(f"{write.tensor.dtype} on {write.tensor.device}")
+        if write.tensor.dtype == torch.float16 and not loaded.enorm_has_half():
+            raise Unsupported("the compiler has no half precision numbers")
+    packer = Packer(job)
+    return Native(job, packer.pack(), packer.threads, packer.keep)

@@ -1,0 +1,321 @@
+"""A job packed into the tables that step.cpp runs through."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from enorm_fx.step.factors import Write
+from enorm_fx.step.job import Job
+from enorm_fx.step.layout import Block, CellTerm, GroupLayout
+from enorm_fx.step.measure import accumulation_dtype
+from enorm_fx.step.native import tables
+from enorm_fx.step.native.forms import Form, cell_numbers, make_form, memory_order
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_TILE = 4096  # as in native.cpp
+_MOST_SIDES = 16
+_FEW_ENTRIES = 1 << 18  # written entries below which threads cost more than they bring
+# How far factors may go: well inside the range of the dtype that they are computed in.
+_REACH = {torch.float32: 80.0, torch.float64: 600.0}
+
+
+class Unsupported(Exception):
+    """This job is not for the native backend. Never reaches the user."""
+
+
+class Packer:
+    """Builds the tables of one job. Tensors and tables are kept alive in `keep`."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.keep: list[Any] = []
+        self.threads = max(1, torch.get_num_threads())
+        if sum(write.tensor.numel() for write in job.writes) < _FEW_ENTRIES:
+            self.threads = 1
+        self.scales = job.layout.num_scales
+        terms = [t for e in job.layout.entries for part in e.parts for t in part.terms]
+        terms += [t for b in job.layout.blocks for part in b.parts for t in part.terms]
+        self.coefficients = [1.0, *sorted({t.coefficient for t in terms} - {1.0})]
+        self.exponents = sorted({write.exponent for write in job.writes})
+        self.products = sorted({x * a for x in self.exponents for a in self.coefficients})
+        self.forms: list[Form] = []
+        self.form_numbers: dict[object, int] = {}
+        self.sources: list[tuple[int, ...]] = []
+        self.owner = torch.full((self.scales + 1,), -1)
+        for number, group in enumerate(job.layout.groups):
+            self.owner[group.start : group.start + group.channels] = number
+
+    def pack(self) -> Any:
+        """The table of tables. It points into what `keep` holds."""
+        job = self.job
+        rates = [
+            sum(abs(t.coefficient) for part in e.parts for t in part.terms)
+            for e in job.layout.entries
+        ]
+        limits = [math.log(torch.finfo(weight.dtype).max) for weight in job.weights]
+        weights = [self._source(number, weight) for number, weight in enumerate(job.weights)]
+        blocks, block_forms, sums = self._blocks(weights, rates, limits)
+        passes, touches, groups, batches, met = self._turns(block_forms, sums)
+        checks = [
+            (weights[number], rates[number], limits[number])
+            for number in range(len(job.weights))
+            if number not in {job.layout.blocks[block].entry for block in met}
+        ]
+        scalers, writes = self._writes()
+        forms = self._table(tables.Form, [self._form(form) for form in self.forms])
+        rows = max((form.rows for form in self.forms), default=1)
+        cols = max((form.cols * form.run for form in self.forms), default=1)
+        channels = max((group.channels for group in job.layout.groups), default=1)
+        width = 3 * max(rows, cols, channels) + _TILE
+        powers = len(self.coefficients)
+        farthest = min(
+            (
+                _REACH[torch.promote_types(w.tensor.dtype, torch.float32)]
+                / max(rates[w.entry] * abs(w.exponent), 1e-300)
+                for w in job.writes
+            ),
+            default=math.inf,
+        )
+        packed = tables.Job(
+            self.scales, job.cycles, self.threads, int(job.exact), powers, len(self.products),
+            job.p, farthest,
+            self._doubles(self.coefficients), self._doubles(self.products),
+            self._hold(torch.tensor([
+                *(self.products.index(x * a) for x in self.exponents for a in self.coefficients), 0
+            ])),
+            self._room(powers * (self.scales + 1)),
+            self._room(len(self.products) * (self.scales + 1)),
+            self._room(self.scales + 1),
+            self._room(len(blocks) * self.threads),
+            self._room(width * self.threads), width,
+            forms, self._table(tables.Source, self.sources),
+            self._table(tables.Block, blocks), len(blocks),
+            self._table(tables.Pass, passes), self._table(tables.Touch, touches),
+            self._table(tables.Group, groups),
+            self._table(tables.Batch, batches), len(batches),
+            self._table(tables.Check, checks), len(checks),
+            self._table(tables.Scaler, scalers), len(scalers),
+            self._table(tables.Write, writes), len(writes),
+        )  # fmt: skip
+        return packed
+
+    # ---- memory
+
+    def _hold(self, tensor: Tensor) -> int:
+        self.keep.append(tensor)
+        return tensor.data_ptr()
+
+    def _room(self, size: int, dtype: torch.dtype = torch.float64) -> int:
+        return self._hold(torch.zeros(max(1, size), dtype=dtype))
+
+    def _doubles(self, values: Iterable[float]) -> int:
+        return self._hold(torch.tensor([*values, 0.0], dtype=torch.float64))
+
+    def _table(self, struct: type[ctypes.Structure], rows: list[tuple[Any, ...]]) -> int:
+        table = (struct * max(1, len(rows)))(*(struct(*row) for row in rows))
+        self.keep.append(table)
+        return ctypes.addressof(table)
+
+    def _terms(self, terms: tuple[CellTerm, ...], length: int) -> Any:
+        ids = [torch.where(t.ids < 0, self.scales, t.ids).to(torch.int32) for t in terms]
+        first = [_counts_up_from(line) for line in ids]
+        powers = [self.coefficients.index(t.coefficient) for t in terms]
+        return tables.Terms(
+            len(terms),
+            length,
+            self._hold(torch.tensor([*powers, 0])),
+            self._hold(torch.tensor([*first, 0])),
+            self._hold(torch.cat(ids) if ids else torch.zeros(1, dtype=torch.int32)),
+        )
+
+    def _form(self, form: Form) -> tuple[Any, ...]:
+        row, col = self._terms(form.row, form.rows), self._terms(form.col, form.cols)
+        return form.rows, form.cols, form.run, row, col
+
+    def _source(self, entry: int, tensor: Tensor) -> int:
+        axes = memory_order(tensor)
+        if axes is None:
+            raise Unsupported(f"memory with gaps (strides {tensor.stride()})")
+        if (entry, axes) not in self.form_numbers:
+            self.form_numbers[entry, axes] = len(self.forms)
+            self.forms.append(make_form(self.job.layout.entries[entry], axes))
+        self.keep.append(tensor)
+        number = self.form_numbers[entry, axes]
+        self.sources.append((tensor.data_ptr(), DTYPES[tensor.dtype], number))
+        return len(self.sources) - 1
+
+    # ---- measure
+
+    def _blocks(
+        self, weights: list[int], rates: list[float], limits: list[float]
+    ) -> tuple[list[tuple[Any, ...]], list[int], list[bool]]:
+        job = self.job
+        split = {
+            b.entry: number for number, b in enumerate(job.layout.blocks) if b.removed is not None
+        }
+        blocks, forms, summed = [], [], []
+        for block in job.layout.blocks:
+            weight = job.weights[block.entry]
+            wide = accumulation_dtype(weight.dtype, job.p, False) == torch.float64
+            form = self.sources[weights[block.entry]][2]
+            shape = self.forms[form]
+            removed = picked = None
+            if block.entry in split:
+                numbers = cell_numbers(job.layout.entries[block.entry], shape)
+                if block.removed is not None:
+                    removed = torch.isin(numbers, block.removed).nonzero().reshape(-1)
+                if block.picked is not None:
+                    picked, form = self._picked(block, block.picked, numbers)
+            sums = block.entry in split or job.p not in (1.0, 2.0, math.inf) or shape.run > 1
+            dtype = torch.float64 if wide else torch.float32
+            size = self.forms[form].rows * self.forms[form].cols
+            power = 1.0 if math.isinf(job.p) else job.p
+            blocks.append((
+                weights[block.entry], form, self._room(size, dtype) if sums else None, int(wide),
+                job.c ** (-power * block.depth),
+                0 if removed is None else len(removed), 0 if picked is None else len(picked),
+                split.get(block.entry, 0),
+                None if removed is None else self._hold(removed),
+                None if picked is None else self._hold(picked),
+                rates[block.entry], limits[block.entry],
+            ))  # fmt: skip
+            forms.append(form)
+            summed.append(sums)
+        return blocks, forms, summed
+
+    def _picked(self, block: Block, cells: Tensor, numbers: Tensor) -> tuple[Tensor, int]:
+        """Positions of the picked cells, and the number of their form: one row."""
+        place = torch.full((int(numbers.max()) + 1,), -1)
+        place[cells] = torch.arange(len(cells))
+        place = place[numbers]
+        positions = (place >= 0).nonzero().reshape(-1)
+        terms = tuple(
+            CellTerm(term.coefficient, term.ids[place[positions]]) for term in block.parts[0].terms
+        )
+        self.forms.append(Form((), 1, len(positions), 1, (), terms))
+        return positions, len(self.forms) - 1
+
+    # ---- solve
+
+    def _turns(self, forms: list[int], sums: list[bool]) -> tuple[Any, ...]:
+        """Passes, touches, groups and batches, and the blocks that some pass reads."""
+        passes: list[tuple[Any, ...]] = []
+        touches: list[tuple[Any, ...]] = []
+        groups: list[tuple[Any, ...]] = []
+        batches: list[tuple[Any, ...]] = []
+        met: set[int] = set()
+        by_group = self._touches(forms)
+        for turn in self.job.layout.batches:
+            numbers: dict[tuple[int, int], int] = {}
+            begin, first_group, seen = len(passes), len(groups), set(met)
+            plain = True
+            for number in turn:
+                group = self.job.layout.groups[number]
+                if not group.positive or not group.negative:
+                    continue
+                if len(group.positive) + len(group.negative) > _MOST_SIDES:
+                    raise Unsupported("more kinds of exponents than the native backend holds")
+                sides = [*group.positive, *group.negative]
+                first_touch = len(touches)
+                for block, over_rows, coefficient, positions, channels in by_group[number]:
+                    if (block, over_rows) not in numbers:
+                        numbers[block, over_rows] = len(passes)
+                        form = self.forms[forms[block]]
+                        size = form.cols * self.threads if over_rows else form.rows
+                        passes.append((block, over_rows, int(block not in seen), self._room(size)))
+                        met.add(block)
+                    touches.append(self._touch(
+                        numbers[block, over_rows], sides.index(coefficient), positions, channels
+                    ))  # fmt: skip
+                    form = self.forms[forms[block]]
+                    plain &= len(form.col if over_rows else form.row) == 1
+                groups.append(self._group(group, first_touch, len(touches), sides))
+            if len(groups) > first_group:
+                alone = plain and len(groups) == first_group + 1
+                batches.append((begin, len(passes), first_group, len(groups), int(alone)))
+        return passes, touches, groups, batches, met
+
+    def _touches(self, forms: list[int]) -> list[list[tuple[int, int, float, Tensor, Tensor]]]:
+        """By group: (block, over rows, coefficient, positions, channels)."""
+        found: list[list[tuple[int, int, float, Tensor, Tensor]]] = [
+            [] for _ in self.job.layout.groups
+        ]
+        for block, number in enumerate(forms):
+            form = self.forms[number]
+            for over_rows, terms in enumerate((form.row, form.col)):
+                for term in terms:
+                    owners = self.owner[term.ids]
+                    for group in torch.unique(owners[owners >= 0]).tolist():
+                        positions = (owners == group).nonzero().reshape(-1)
+                        channels = term.ids[positions] - self.job.layout.groups[group].start
+                        found[group].append(
+                            (block, over_rows, term.coefficient, positions, channels)
+                        )
+        return found
+
+    def _touch(
+        self, number: int, side: int, positions: Tensor, channels: Tensor
+    ) -> tuple[Any, ...]:
+        position, channel = _counts_up_from(positions), _counts_up_from(channels)
+        if position >= 0 and channel >= 0:
+            return number, side, len(positions), position, channel, None, None
+        return (
+            number,
+            side,
+            len(positions),
+            0,
+            0,
+            self._hold(positions.to(torch.int32)),
+            self._hold(channels.to(torch.int32)),
+        )
+
+    def _group(
+        self, group: GroupLayout, first: int, last: int, sides: list[float]
+    ) -> tuple[Any, ...]:
+        symmetric = len(group.positive) == 1 and group.positive == tuple(-a for a in group.negative)
+        return (
+            group.start, group.channels, first, last,
+            len(group.positive), len(group.negative), int(symmetric), float(group.damping),
+            self._doubles(sides), self._room(len(sides) * group.channels),
+        )  # fmt: skip
+
+    # ---- apply
+
+    def _writes(self) -> tuple[list[tuple[Any, ...]], list[tuple[int, int]]]:
+        scalers: list[tuple[Any, ...]] = []
+        numbers: dict[tuple[int, int, bool], int] = {}
+        writes = []
+        for write in self.job.writes:
+            source = self._source(write.entry, write.tensor)
+            writes.append((source, self._scaler(write, source, scalers, numbers)))
+        return scalers, writes
+
+    def _scaler(
+        self,
+        write: Write,
+        source: int,
+        scalers: list[tuple[Any, ...]],
+        numbers: dict[tuple[int, int, bool], int],
+    ) -> int:
+        form, wide = self.sources[source][2], write.tensor.dtype == torch.float64
+        key = form, write.exponent, wide
+        if key not in numbers:
+            numbers[key] = len(scalers)
+            shape = self.forms[form]
+            row = self._room(shape.rows)
+            col = self._room(shape.cols * shape.run, torch.float64 if wide else torch.float32)
+            exponent = self.exponents.index(write.exponent)
+            scalers.append((form, exponent, int(wide), row, col))
+        return numbers[key]
+
+
+def _counts_up_from(numbers: Tensor) -> int:
+    """The first number if each is one more than the one before it; else -1."""
+    first = int(numbers[0])
+    return first if torch.equal(numbers.long(), torch.arange(first, first + len(numbers))) else -1

@@ -1,0 +1,472 @@
+// One ENorm step over a whole model: measure, solve, decide, apply, in one call.
+//
+// `pack.py` packs a layout into the tables; the mathematics is that of solve.py, in linear
+// space: e[v] = exp(p * u[v]) (p = inf: exp(u[v])). A tensor is a matrix of rows x cols x run
+// entries in memory order. Its factors vary by row and by column, each as a product of terms
+// e[ids]^coefficient; the `run` entries of a column take the same one.
+//
+// All threads live in one parallel region and meet at barriers. A thread always takes the same rows
+// of a weight, so that what it read for one sum is still in its cache for the next.
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "numbers.h"
+#include "slopes.h"
+#include "tables.h"
+
+namespace {
+
+constexpr i64 ALONE = 1 << 15;                         // entries below which one thread is enough
+constexpr i64 PIECE = 256;                             // of a row, written at once
+
+struct Share { i64 begin, end; };
+inline Share share(i64 rows, i64 row_size, int thread, int threads) {
+    if (rows * row_size < ALONE) threads = 1;
+    if (thread >= threads) return {0, 0};
+    return {rows * thread / threads, rows * (thread + 1) / threads};
+}
+
+struct Step {
+    const Job& job;
+    int thread, threads;
+
+    bool largest() const { return std::isinf(job.p); }
+    i64 width() const { return job.scales + 1; }
+    double* scratch() const { return job.scratch + thread * job.scratch_width; }
+    const double* power(i64 k) const { return job.e + k * width(); }
+    const double* factor_power(i64 x, i64 k) const {
+        return job.d + job.product[x * job.power_count + k] * width();
+    }
+
+    // out[j] = product of the terms at position j (begin <= j < end); flats: table of powers.
+    template <class Flat>
+    void fill(const Terms& terms, i64 begin, i64 end, double* out, Flat flat) const {
+        for (i64 j = begin; j < end; j++) out[j] = 1;
+        for (i64 k = 0; k < terms.count; k++) {
+            const double* table = flat(terms.power[k]);
+            const int32_t* ids = terms.ids + k * terms.length;
+            if (terms.first[k] >= 0)
+                for (i64 j = begin; j < end; j++) out[j] *= table[terms.first[k] + j];
+            else
+                for (i64 j = begin; j < end; j++) out[j] *= table[ids[j]];
+        }
+    }
+    void fill(const Terms& terms, i64 begin, i64 end, double* out) const {
+        fill(terms, begin, end, out, [&](i64 k) { return power(k); });
+    }
+
+    // Factors scaled to a maximum of 1, in the precision of the cells; returns the maximum.
+    template <class A> double weights(const Terms& terms, i64 n, double* wide, A* out) const {
+        fill(terms, 0, n, wide);
+        double most = 0;
+        for (i64 j = 0; j < n; j++) most = wide[j] > most ? wide[j] : most;
+        double inverse = 1 / most;
+        for (i64 j = 0; j < n; j++) out[j] = A(wide[j] * inverse);
+        return most;
+    }
+
+    template <class F> void with_cells(const Block& b, F&& f) const {
+        if (b.sums) {
+            if (b.wide) f((const double*)b.sums);
+            else f((const float*)b.sums);
+        } else {
+            const Source& source = job.sources[b.source];
+            with_dtype(source.dtype, [&](auto w) { f((const decltype(w)*)source.data); });
+        }
+    }
+
+    // ---- measure
+
+    template <class W, class A>
+    void sum_cells(const W* w, i64 cell, i64 end, i64 run, A* out) const {
+        if (job.p == 2) cell = sum_squares(w, cell, end, run, out);
+        for (; cell < end; cell++) {
+            const W* x = w + cell * run;
+            A sum = 0;
+            for (i64 r = 0; r < run; r++) {
+                A y = std::abs(A(widen(x[r])));
+                if (largest()) sum = !(y <= sum) ? (sum != sum ? sum : y) : sum;   // keeps NaN
+                else sum += job.p == 2 ? y * y : job.p == 1 ? y : A(std::pow(y, A(job.p)));
+            }
+            out[cell] = sum;
+        }
+    }
+    template <class W, class A> double sum_rows(const W* w, const Form& f, A* out, Share rows) const {
+        sum_cells(w, rows.begin * f.cols, rows.end * f.cols, f.run, out);
+        return all((const A*)out + rows.begin * f.cols, (rows.end - rows.begin) * f.cols);
+    }
+
+    void measure(const Block& b, double& total) const {
+        total = 0;
+        if (!b.sums || b.picked_count) return;
+        const Form& f = job.forms[b.form];
+        const Source& source = job.sources[b.source];
+        Share rows = share(f.rows, f.cols * f.run, thread, threads);
+        with_dtype(source.dtype, [&](auto w) {
+            auto* data = (const decltype(w)*)source.data;
+            total = b.wide ? sum_rows(data, f, (double*)b.sums, rows)
+                           : sum_rows(data, f, (float*)b.sums, rows);
+        });
+    }
+    template <class A> double all(const A* x, i64 n) const {
+        return largest() ? along<LARGEST_VALUES>(x, Ones(), n) : along<VALUES>(x, Ones(), n);
+    }
+    void accumulate(double& total, double x) const { total = join(total, x, largest()) + (x - x); }
+
+    // Cells in which a scale occurs twice leave their block, and make up one of their own.
+    void pick() const {
+        for (i64 k = 0; k < job.block_count; k++) {
+            const Block &b = job.blocks[k], &from = job.blocks[b.picked_from];
+            for (i64 j = 0; j < b.picked_count; j++)
+                if (b.wide) ((double*)b.sums)[j] = ((const double*)from.sums)[b.picked[j]];
+                else ((float*)b.sums)[j] = ((const float*)from.sums)[b.picked[j]];
+        }
+        for (i64 k = 0; k < job.block_count; k++) {
+            const Block& b = job.blocks[k];
+            for (i64 j = 0; j < b.removed_count; j++)
+                if (b.wide) ((double*)b.sums)[b.removed[j]] = 0;
+                else ((float*)b.sums)[b.removed[j]] = 0;
+        }
+    }
+
+    // ---- solve: marginals
+
+    template <Mode M, class W>
+    void marginal(const Pass& pass, const W* w, bool first, double& total) const {
+        using A = Wide<W>;
+        const Block& b = job.blocks[pass.block];
+        const Form& f = job.forms[b.form];
+        const i64 n = f.cols;
+        const Share rows = share(f.rows, n, thread, threads);
+        const bool keep_total = first && !b.sums;
+        double* wide = scratch();
+        A* narrowed = (A*)(wide + (f.rows > n ? f.rows : n));
+        if (keep_total) total = 0;
+        if (!pass.over_rows) {
+            if (rows.begin == rows.end) return;
+            const A* v = nullptr;
+            double shift = 1;
+            if (!first && f.col.count) shift = weights(f.col, f.cols, wide, narrowed), v = narrowed;
+            if (v) along_rows<M>(w, v, rows.begin, rows.end, n, pass.out);
+            else along_rows<M>(w, Ones(), rows.begin, rows.end, n, pass.out);
+            if (keep_total) total = all(pass.out + rows.begin, rows.end - rows.begin);
+            for (i64 o = rows.begin; o < rows.end; o++) {
+                double sum = pass.out[o];
+                pass.out[o] = sum < std::numeric_limits<A>::min() ? 0 : sum * shift * b.weight;
+            }
+        } else {
+            double* out = pass.out + thread * n;
+            const A* a = nullptr;
+            double shift = 1;
+            if (!first && f.row.count) shift = weights(f.row, f.rows, wide, narrowed), a = narrowed;
+            A* acc = narrowed + f.rows;
+            across<M>(w, a, rows.begin, rows.end, n, acc, out);
+            if (keep_total) total = all(out, n);
+            for (i64 j = 0; j < n; j++) {
+                out[j] = out[j] < std::numeric_limits<A>::min() ? 0 : out[j] * shift * b.weight;
+            }
+        }
+    }
+
+    void run_pass(const Pass& pass, bool first) const {
+        const Block& b = job.blocks[pass.block];
+        double& total = job.totals[pass.block * job.threads + thread];
+        with_cells(b, [&](auto* w) {
+            bool direct = !b.sums;
+            if (!direct && largest()) marginal<LARGEST_VALUES>(pass, w, first, total);
+            else if (!direct) marginal<VALUES>(pass, w, first, total);
+            else if (largest()) marginal<MAXIMA>(pass, w, first, total);
+            else if (job.p == 1) marginal<ABSOLUTES>(pass, w, first, total);
+            else marginal<SQUARES>(pass, w, first, total);
+        });
+    }
+
+    // ---- solve: steps
+
+    // Adds the marginals of a pass at positions [begin, end), times their own factors, to a side.
+    void add(const Pass& pass, i64 begin, i64 end, const double* factor, double* side) const {
+        const Form& f = job.forms[job.blocks[pass.block].form];
+        const int used = pass.over_rows && f.rows * f.cols >= ALONE ? threads : 1;
+        for (int t = 0; t < used; t++) {               // columns: every thread has summed its rows
+            const double* out = pass.out + t * f.cols + begin;
+            if (largest())
+                for (i64 k = 0; k < end - begin; k++) side[k] = join(side[k], out[k] * factor[k], true);
+            else
+                for (i64 k = 0; k < end - begin; k++) side[k] += out[k] * factor[k];
+        }
+    }
+
+    void gather(const Group& g, Share part) const {
+        const i64 sides = g.positive + g.negative;
+        for (i64 s = 0; s < sides; s++)
+            for (i64 k = part.begin; k < part.end; k++) g.sides[s * g.channels + k] = 0;
+        for (i64 t = g.touch_begin; t < g.touch_end; t++) {
+            const Touch& touch = job.touches[t];
+            const Pass& pass = job.passes[touch.pass];
+            const Form& f = job.forms[job.blocks[pass.block].form];
+            const Terms& own = pass.over_rows ? f.col : f.row;
+            double* side = g.sides + touch.side * g.channels;
+            if (!touch.channels) {                     // positions and channels both count up
+                i64 shift = touch.position - touch.channel, last = touch.channel + touch.count;
+                i64 begin = part.begin > touch.channel ? part.begin : touch.channel;
+                i64 end = last < part.end ? last : part.end;
+                if (begin >= end) continue;
+                double* factor = scratch();
+                fill(own, begin + shift, end + shift, factor - (begin + shift));
+                add(pass, begin + shift, end + shift, factor, side + begin);
+            } else {
+                for (i64 j = 0; j < touch.count; j++) {
+                    i64 position = touch.positions[j], k = touch.channels[j];
+                    if (k < part.begin || k >= part.end) continue;
+                    double factor;
+                    fill(own, position, position + 1, &factor - position);
+                    add(pass, position, position + 1, &factor, side + k);
+                }
+            }
+        }
+    }
+
+    void solve(const Group& g, Share part) const {
+        const i64 sides = g.positive + g.negative;
+        const Slopes slopes{g.coefficients, g.positive, sides, largest()};
+        const double a = g.coefficients[0], b = -g.coefficients[sides - 1];
+        const bool two = sides == 2, plain = two && a == 1 && b == 1 && g.damping == 1 && !job.exact;
+        double* out = job.steps + g.start;
+        for (i64 k = part.begin; k < part.end; k++) {
+            double up = g.sides[k], down = g.sides[(sides - 1) * g.channels + k];
+            if (plain) {
+                double ratio = down / up;
+                out[k] = up > 0 && down > 0 ? std::sqrt(ratio) : up == up && down == down ? 1 : NAN;
+                continue;
+            }
+            double logs[MOST_SIDES], most_up = 0, most_down = 0;
+            bool nan = false;
+            for (i64 s = 0; s < sides; s++) {
+                double m = g.sides[s * g.channels + k];
+                nan |= m != m;
+                double& most = s < g.positive ? most_up : most_down;
+                most = m > most ? m : most;
+                logs[s] = std::log(m);
+            }
+            double step = 0;                           // of p * u
+            if (most_up > 0 && most_down > 0) {
+                if (two && largest()) step = (logs[1] - logs[0]) / (a + b);
+                else if (two) step = (logs[1] + std::log(b) - logs[0] - std::log(a)) / (a + b);
+                else step = slopes.root(logs);
+            }
+            step /= g.damping;
+            if (job.exact) {
+                double unit = std::log(2.0) * (largest() ? 1 : job.p), times = step / unit;
+                step = (g.symmetric ? std::nearbyint(times) : std::trunc(times)) * unit;
+            }
+            out[k] = nan ? NAN : std::exp(step);
+        }
+    }
+
+    void move(const Group& g, Share part) const {
+        for (i64 c = 0; c < job.power_count; c++) {
+            double coefficient = job.coefficients[c], *e = job.e + c * width() + g.start;
+            const double* step = job.steps + g.start;
+            if (coefficient == 1)
+                for (i64 k = part.begin; k < part.end; k++) e[k] *= step[k];
+            else if (coefficient == -1)
+                for (i64 k = part.begin; k < part.end; k++) e[k] /= step[k];
+            else
+                for (i64 k = part.begin; k < part.end; k++) e[k] *= std::pow(step[k], coefficient);
+        }
+    }
+
+    // ---- decide
+
+    double largest_log_scale() const {                 // max |u|; NaN or inf if any is
+        double most = 1, least = 1, bad = 0;
+#pragma omp simd reduction(max : most) reduction(min : least) reduction(+ : bad)
+        for (i64 v = 0; v < job.scales; v++) {
+            double x = job.e[v];
+            most = x > most ? x : most, least = x < least ? x : least, bad += x - x;
+        }
+        const double above = std::log(most), below = -std::log(least);
+        return (above > below ? above : below) / (largest() ? 1 : job.p) + bad;
+    }
+
+    bool decide() const {
+        const double reach = largest_log_scale();
+        if (!(reach < job.farthest)) return false;
+        for (i64 k = 0; k < job.block_count; k++) {
+            const Block& b = job.blocks[k];
+            if (b.picked_count) continue;
+            double total = 0;
+            for (int t = 0; t < threads; t++) accumulate(total, job.totals[k * job.threads + t]);
+            double log_size = total > 0 ? std::log(total) / (largest() ? 1 : job.p) : total - INFINITY;
+            if (!(log_size + b.rate * reach < b.limit)) return false;
+        }
+        for (i64 k = 0; k < job.check_count; k++) {
+            const Check& check = job.checks[k];
+            const Source& source = job.sources[check.source];
+            const Form& f = job.forms[source.form];
+            double most = 0;
+            with_dtype(source.dtype, [&](auto w) {
+                most = along<MAXIMA>((const decltype(w)*)source.data, Ones(), f.rows * f.cols * f.run);
+            });
+            if (!(std::log(most) + check.rate * reach < check.limit)) return false;
+        }
+        return true;
+    }
+
+    // ---- apply
+
+    void make_powers() const {                         // d = exp(coefficient * exponent * u)
+        const double unit = largest() ? 1 : job.p;
+        const i64 n = width(), begin = n * thread / threads, end = n * (thread + 1) / threads;
+        const double* e = job.e;
+        for (i64 k = 0; k < job.product_count; k++) {
+            const double power = job.products[k] / unit;
+            double* out = job.d + k * n;
+            if (job.exact)                             // to the last bit: e is a power of 2^p
+                for (i64 v = begin; v < end; v++)
+                    out[v] = std::exp2(std::nearbyint(std::log2(e[v]) / unit) * job.products[k]);
+            else if (power == 0.5)
+                for (i64 v = begin; v < end; v++) out[v] = std::sqrt(e[v]);
+            else if (power == -0.5)
+                for (i64 v = begin; v < end; v++) out[v] = 1 / std::sqrt(e[v]);
+            else if (power == -1)
+                for (i64 v = begin; v < end; v++) out[v] = 1 / e[v];
+            else
+                for (i64 v = begin; v < end; v++) out[v] = power == 1 ? e[v] : std::pow(e[v], power);
+        }
+    }
+
+    void make_scaler(const Scaler& s) const {
+        const Form& f = job.forms[s.form];
+        auto flat = [&](i64 k) { return factor_power(s.exponent, k); };
+        fill(f.row, 0, f.rows, s.row, flat);
+        double* wide = scratch();
+        fill(f.col, 0, f.cols, wide, flat);
+        for (i64 j = 0; j < f.cols; j++)
+            for (i64 r = 0; r < f.run; r++)
+                if (s.wide) ((double*)s.col)[j * f.run + r] = wide[j];
+                else ((float*)s.col)[j * f.run + r] = float(wide[j]);
+    }
+
+    template <class W> void multiply(W* w, const Scaler& s, Share rows) const {
+        using A = Wide<W>;
+        const Form& f = job.forms[s.form];
+        const i64 n = f.cols * f.run;
+        const A* col = (const A*)s.col;
+        auto scale = [&](i64 o, i64 begin, i64 end) {
+            W* line = w + o * n;
+            const A by_row = A(s.row[o]);
+#pragma omp simd
+            for (i64 j = begin; j < end; j++) narrow(widen(line[j]) * (by_row * col[j]), line[j]);
+        };
+        const i64 apart = (rows.end - rows.begin) / 4, in_fours = rows.begin + apart;
+        for (i64 o = rows.begin; o < in_fours; o++)
+            for (i64 j = 0; j < n; j += PIECE)
+                for (i64 k = o; k < o + 4 * apart; k += apart)
+                    scale(k, j, j + PIECE < n ? j + PIECE : n);
+        for (i64 o = in_fours + 3 * apart; o < rows.end; o++) scale(o, 0, n);
+    }
+
+    // Last layers first: they were measured last, and are most likely to be in the cache still.
+    void apply() const {
+        for (i64 k = job.write_count - 1; k >= 0; k--) {
+            const Scaler& s = job.scalers[job.writes[k].scaler];
+            const Form& f = job.forms[s.form];
+            const i64 n = f.cols * f.run;
+            Share rows = share(f.rows, n, thread, threads);
+            if (f.rows * n < ALONE || f.rows < threads)    // whole tensors, by turn
+                rows = k % threads == thread ? Share{0, f.rows} : Share{0, 0};
+            const Source& source = job.sources[job.writes[k].source];
+            with_dtype(source.dtype, [&](auto w) { multiply((decltype(w)*)source.data, s, rows); });
+        }
+    }
+
+    // ---- all of it
+
+    bool run(int& decision) const {
+        for (i64 v = thread; v < width() * job.power_count; v += threads) job.e[v] = 1;
+        bool any_sums = false;
+        for (i64 k = 0; k < job.block_count; k++) {
+            measure(job.blocks[k], job.totals[k * job.threads + thread]);
+            any_sums |= job.blocks[k].sums != nullptr;
+        }
+        barrier();
+        if (any_sums) {
+            if (thread == 0) pick();
+            barrier();
+        }
+        for (i64 cycle = 0; cycle < job.cycles; cycle++)
+            for (i64 k = 0; k < job.batch_count; k++) {
+                const Batch& batch = job.batches[k];
+                for (i64 j = batch.pass_begin; j < batch.pass_end; j++)
+                    run_pass(job.passes[j], cycle == 0 && job.passes[j].first);
+                barrier();
+                for (i64 j = batch.group_begin; j < batch.group_end; j++) {
+                    const Group& g = job.groups[j];
+                    Share part{g.channels * thread / threads, g.channels * (thread + 1) / threads};
+                    gather(g, part);
+                    solve(g, part);
+                }
+                if (!batch.alone) barrier();           // nobody moves before all have solved
+                for (i64 j = batch.group_begin; j < batch.group_end; j++) {
+                    const Group& g = job.groups[j];
+                    move(g, {g.channels * thread / threads, g.channels * (thread + 1) / threads});
+                }
+                barrier();
+            }
+        if (thread == 0) decision = decide();
+        barrier();
+        if (!decision) return false;
+        make_powers();
+        barrier();
+        for (i64 k = thread; k < job.scaler_count; k += threads) make_scaler(job.scalers[k]);
+        barrier();
+        apply();
+        return true;
+    }
+
+    static void barrier() {
+#ifdef _OPENMP
+#pragma omp barrier
+#endif
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+// 1: everything was multiplied; 0: nothing was written.
+int enorm_run(const Job* job, int threads) {
+    int decision = 0;
+    if (threads > job->threads) threads = int(job->threads);
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+    Step{*job, omp_get_thread_num(), omp_get_num_threads()}.run(decision);
+#else
+    Step{*job, 0, 1}.run(decision);
+#endif
+    return decision;
+}
+
+// What `tables.py` compares its own declarations with.
+void enorm_sizes(i64* out) {
+    const i64 sizes[] = {sizeof(Terms), sizeof(Form), sizeof(Source), sizeof(Block), sizeof(Pass),
+                         sizeof(Touch), sizeof(Group), sizeof(Batch), sizeof(Check), sizeof(Write),
+                         sizeof(Scaler), sizeof(Job), sizeof(i64)};
+    std::memcpy(out, sizes, sizeof(sizes));
+}
+
+int enorm_has_half() {
+#ifdef __FLT16_MAX__
+    return 1;
+#else
+    return 0;
+#endif
+}
+}

@@ -1,0 +1,337 @@
+"""A compiled step notices when its memory changes hands; it falls back where it cannot run."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import buffers, largest_error, make, same_bits, trained, weights
+from plans import Case
+from torch import Tensor, nn
+
+from enorm_fx.enorm import ENorm
+from enorm_fx.errors import NonFiniteError
+from enorm_fx.step import backends
+from enorm_fx.step.native import compiler
+from enorm_fx.step.program import Program
+
+BACKENDS = ["eager", "native"]
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    """One warning a process, one library a process: each test starts as a new process would."""
+    backends._warned.clear()
+    yield
+    backends._warned.clear()
+    compiler.load.cache_clear()
+
+
+# ---- what is bound ----
+
+
+def _replace_parameter(case: Case, _: torch.optim.Optimizer) -> None:
+    layer = case.model.get_submodule("up1")
+    layer.weight = nn.Parameter(2 * layer.weight.detach())
+
+
+def _replace_module(case: Case, _: torch.optim.Optimizer) -> None:
+    layer = copy.deepcopy(case.model.get_submodule("up1"))
+    case.model.add_module("up1", layer)
+
+
+def _swap_data(case: Case, _: torch.optim.Optimizer) -> None:
+    weight = case.model.get_parameter("up1.weight")
+    weight.data = 2 * weight.data
+
+
+def _swap_data_for_the_transposed(case: Case, _: torch.optim.Optimizer) -> None:
+    weight = case.model.get_parameter("mix.weight")
+    weight.data = weight.data.t()
+
+
+def _cast(case: Case, optimizer: torch.optim.Optimizer) -> None:
+    case.model.float()
+    for state in optimizer.state.values():
+        state["momentum_buffer"] = state["momentum_buffer"].float()
+
+
+def _load_weights(case: Case, _: torch.optim.Optimizer) -> None:
+    state = {k: 2 * v for k, v in case.model.state_dict().items()}
+    case.model.load_state_dict(state, assign=True)
+
+
+def _load_optimizer(_: Case, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def _replace_buffer(case: Case, optimizer: torch.optim.Optimizer) -> None:
+    state = optimizer.state[case.model.get_parameter("up1.weight")]
+    state["momentum_buffer"] = 3 * state["momentum_buffer"]
+
+
+def _forget_state(_: Case, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.state.clear()
+
+
+CHANGES: list[tuple[str, Callable[[Case, torch.optim.Optimizer], None]]] = [
+    ("residual", _replace_parameter),
+    ("residual", _replace_module),
+    ("residual", _swap_data),
+    ("linear-residual", _swap_data_for_the_transposed),
+    ("residual", _cast),
+    ("residual", _load_weights),
+    ("residual", _load_optimizer),
+    ("residual", _replace_buffer),
+    ("residual", _forget_state),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("kind", "change"), CHANGES, ids=[f.__name__[1:] for _, f in CHANGES])
+def test_what_changes_hands_is_found_again(
+    kind: str, change: Callable[[Case, torch.optim.Optimizer], None], backend: str
+) -> None:
+    case = make(kind, seed=3)
+    optimizer = trained(case)
+    enorm = ENorm(case.plan, optimizer, last_layer=True, backend=backend)
+    enorm.step()
+    # What was there before the change must not be written to ever again.
+    stale = {k: (v, v.clone()) for k, v in _tensors(case, optimizer).items()}
+    change(case, optimizer)
+    twin = copy.deepcopy(case.model)
+    now = {t.data_ptr() for t in _tensors(case, optimizer).values()}
+    expected, expected_buffers = _careful(case, optimizer)
+    enorm.step()
+    assert largest_error(weights(case.model), expected) < 1e-6
+    assert largest_error(buffers(optimizer), expected_buffers) < 1e-6
+    assert not same_bits(weights(case.model), weights(twin))  # it did something
+    written = [k for k, (v, old) in stale.items() if v.data_ptr() not in now and not v.equal(old)]
+    assert not written
+
+
+def _tensors(case: Case, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The memory that a step may write to."""
+    found = {name: p.data for name, p in case.model.named_parameters()}
+    for number, state in enumerate(optimizer.state.values()):
+        found |= {f"{number}.{k}": v for k, v in state.items()}
+    return found
+
+
+def _careful(
+    case: Case, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and buffers after a step of the careful program; the case stays as it is."""
+    old = {k: v.clone() for k, v in _tensors(case, optimizer).items()}
+    Program(case.plan, case.plan.groups, p=2.0).run_(optimizer, None, 1)
+    result = weights(case.model), buffers(optimizer)
+    with torch.no_grad():
+        for name, tensor in _tensors(case, optimizer).items():
+            tensor.copy_(old[name])
+    return result
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_is_compiled_again_while_nothing_changes(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make("residual", seed=3)
+    optimizer = trained(case)
+    enorm = ENorm(case.plan, optimizer, backend=backend)
+    enorm.step()
+    monkeypatch.setattr("enorm_fx.step.compiled.compile_step", None)
+    optimizer.step()
+    old = weights(case.model)
+    enorm.step()
+    assert not same_bits(weights(case.model), old)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autograd_notices_that_weights_were_written(backend: str) -> None:
+    case = make("residual", seed=3)
+    loss = case.model(case.inputs).square().mean()
+    ENorm(case.plan, last_layer=True, backend=backend).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_refusal_leaves_every_bit_and_the_next_step_works(backend: str) -> None:
+    case = make("residual", seed=3)
+    optimizer = trained(case)
+    enorm = ENorm(case.plan, optimizer, last_layer=True, backend=backend)
+    enorm.step()
+    weight = case.model.get_parameter("up1.weight")
+    good = weight.detach().clone()
+    with torch.no_grad():
+        weight[0, 0] = torch.nan
+    old, old_buffers = weights(case.model), buffers(optimizer)
+    with pytest.raises(NonFiniteError, match="'up1.weight' has 1 entries that are not finite"):
+        enorm.step()
+    assert same_bits(weights(case.model), old)
+    assert same_bits(buffers(optimizer), old_buffers)
+    with torch.no_grad():
+        weight.copy_(good)
+    enorm.step()
+    assert not same_bits(weights(case.model), old)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numbers_too_large_for_the_fast_way_go_the_careful_way(backend: str) -> None:
+    case = make("chain-linear", seed=3)
+    case.model.float()
+    first, *_, last = [p for p in case.model.parameters() if p.dim() > 1]
+    with torch.no_grad():
+        first *= 1e15
+        last *= 1e-15
+    expected, _ = _careful(case, torch.optim.SGD(case.model.parameters(), lr=0.1))
+    ENorm(case.plan, last_layer=True, backend=backend).step()
+    assert largest_error(weights(case.model), expected) < 1e-5
+
+
+# ---- large enough for threads ----
+
+
+def _wide(dtype: torch.dtype, channels_last: bool) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 3),
+        nn.ReLU(),
+        nn.Conv2d(64, 130, 3),
+        nn.ReLU(),
+        nn.Conv2d(130, 64, 1, groups=2),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.ReLU(),
+        nn.Linear(64 * 9, 300),
+        nn.ReLU(),
+        nn.Linear(300, 203),
+        nn.ReLU(),
+        nn.Linear(203, 5),
+    ).to(dtype)
+    return model.to(memory_format=torch.channels_last) if channels_last else model
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 2**-7), (torch.float16, 2e-3)],
+)
+@pytest.mark.parametrize("p", [1, 2, 3, float("inf")])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_threads_dtypes_and_memory_orders_do_not_matter(
+    backend: str, p: float, dtype: torch.dtype, tolerance: float, channels_last: bool
+) -> None:
+    import enorm_fx
+
+    model = _wide(dtype, channels_last)
+    plan = enorm_fx.analyze(model, torch.randn(2, 3, 10, 10, dtype=dtype))
+    case = Case("wide", model, plan, torch.randn(2, 3, 10, 10, dtype=dtype))
+    optimizer = trained(case)
+    # A buffer whose memory has another order than its weight.
+    state = optimizer.state[model[8].weight]
+    state["momentum_buffer"] = state["momentum_buffer"].t().contiguous().t()
+    program = Program(plan, plan.groups, p=float(p), c=1.1)
+    old = {k: v.clone() for k, v in _tensors(case, optimizer).items()}
+    program.run_(optimizer, None, 2)
+    expected = {k: v.clone() for k, v in _tensors(case, optimizer).items()}
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with torch.no_grad():
+            for name, tensor in _tensors(case, optimizer).items():
+                tensor.copy_(old[name])
+        enorm = ENorm(plan, optimizer, p=p, c=1.1, cycles=2, last_layer=True, backend=backend)
+        enorm.step()
+    finally:
+        torch.set_num_threads(threads)
+    assert enorm.backend == backend
+    assert plan.num_scales > 600
+    assert _relative_to_the_largest(_tensors(case, optimizer), expected) < tolerance
+
+
+def _relative_to_the_largest(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    return max(
+        float((actual[k].double() - v.double()).abs().max() / v.double().abs().max())
+        for k, v in expected.items()
+    )
+
+
+# ---- falling back ----
+
+
+def test_without_a_compiler_eager_runs_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler.load.cache_clear()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    case = make("residual", seed=3)
+    expected, _ = _careful(case, torch.optim.SGD(case.model.parameters(), lr=0.1))
+    with pytest.warns(RuntimeWarning, match=r"backend='eager', since 'native' .*no C\+\+ compiler"):
+        enorm = ENorm(case.plan, last_layer=True)
+        enorm.step()
+    assert enorm.backend == "eager"
+    assert largest_error(weights(case.model), expected) < 1e-12
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ENorm(case.plan, backend="native").step()
+
+
+def test_a_compiler_that_fails_is_quoted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler.load.cache_clear()
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho 'out of ink' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    with pytest.raises(compiler.CompilerError, match="out of ink"):
+        compiler.load()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
+def test_the_library_is_compiled_once_and_without_a_trace(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler.load.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler.load()
+    (library,) = (tmp_path / "enorm_fx").iterdir()  # no temporary file is left
+    compiler.load.cache_clear()
+    monkeypatch.setattr(compiler.subprocess, "run", None)
+    compiler.load()
+    assert list((tmp_path / "enorm_fx").iterdir()) == [library]
+
+
+def test_memory_with_gaps_is_left_to_eager() -> None:
+    case = make("chain-linear", seed=3)
+    weight = next(p for p in case.model.parameters() if p.dim() > 1)
+    roomy = torch.zeros(weight.shape[0], 2 * weight.shape[1], dtype=weight.dtype)
+    roomy[:, ::2] = weight.detach()
+    weight.data = roomy[:, ::2]
+    expected, _ = _careful(case, torch.optim.SGD(case.model.parameters(), lr=0.1))
+    with pytest.warns(RuntimeWarning, match="memory with gaps"):
+        enorm = ENorm(case.plan, last_layer=True, backend="native")
+        enorm.step()
+    assert enorm.backend == "eager"
+    assert largest_error(weights(case.model), expected) < 1e-12
+    assert not roomy[:, 1::2].any()
+
+
+def test_no_cuda_no_graph() -> None:
+    case = make("chain-linear", seed=3)
+    with pytest.warns(RuntimeWarning, match="do not all lie on one CUDA device"):
+        enorm = ENorm(case.plan, backend="cudagraph")
+        enorm.step()
+    assert enorm.backend == "eager"
+
+
+def test_the_code_can_be_read_before_the_first_step_and_changes_nothing() -> None:
+    case = make("residual", seed=3)
+    old = weights(case.model)
+    enorm = ENorm(case.plan, last_layer=True)
+    assert "up1_weight" in enorm.code
+    assert same_bits(weights(case.model), old)
