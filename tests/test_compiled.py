@@ -171,7 +171,7 @@ def test_a_refusal_leaves_every_bit_and_the_next_step_works(backend: str) -> Non
     with torch.no_grad():
         weight[0, 0] = torch.nan
     old, old_buffers = weights(case.model), buffers(optimizer)
-    with pytest.raises(NonFiniteError, match="'up1.weight' has 1 entries that are not finite"):
+    with pytest.raises(NonFiniteError, match=r"'up1\.weight' has 1 entries that are not finite"):
         enorm.step()
     assert same_bits(weights(case.model), old)
     assert same_bits(buffers(optimizer), old_buffers)
@@ -270,8 +270,8 @@ def test_without_a_compiler_eager_runs_with_one_warning(monkeypatch: pytest.Monk
     monkeypatch.setenv("CXX", "no-such-compiler")
     case = make("residual", seed=3)
     expected, _ = _careful(case, torch.optim.SGD(case.model.parameters(), lr=0.1))
+    enorm = ENorm(case.plan, last_layer=True)
     with pytest.warns(RuntimeWarning, match=r"backend='eager', since 'native' .*no C\+\+ compiler"):
-        enorm = ENorm(case.plan, last_layer=True)
         enorm.step()
     assert enorm.backend == "eager"
     assert largest_error(weights(case.model), expected) < 1e-12
@@ -280,9 +280,7 @@ def test_without_a_compiler_eager_runs_with_one_warning(monkeypatch: pytest.Monk
         ENorm(case.plan, backend="native").step()
 
 
-def test_a_compiler_that_fails_is_quoted(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     compiler.load.cache_clear()
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho 'out of ink' >&2\nexit 1\n")
@@ -313,8 +311,8 @@ def test_memory_with_gaps_is_left_to_eager() -> None:
     roomy[:, ::2] = weight.detach()
     weight.data = roomy[:, ::2]
     expected, _ = _careful(case, torch.optim.SGD(case.model.parameters(), lr=0.1))
+    enorm = ENorm(case.plan, last_layer=True, backend="native")
     with pytest.warns(RuntimeWarning, match="memory with gaps"):
-        enorm = ENorm(case.plan, last_layer=True, backend="native")
         enorm.step()
     assert enorm.backend == "eager"
     assert largest_error(weights(case.model), expected) < 1e-12
@@ -323,8 +321,8 @@ def test_memory_with_gaps_is_left_to_eager() -> None:
 
 def test_no_cuda_no_graph() -> None:
     case = make("chain-linear", seed=3)
+    enorm = ENorm(case.plan, backend="cudagraph")
     with pytest.warns(RuntimeWarning, match="do not all lie on one CUDA device"):
-        enorm = ENorm(case.plan, backend="cudagraph")
         enorm.step()
     assert enorm.backend == "eager"
 

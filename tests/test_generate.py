@@ -21,12 +21,14 @@ from torch.optim import SGD, Adam, Optimizer
 from enorm_fx import analyze
 from enorm_fx.plan import Plan
 from enorm_fx.step.generate import Eager, generate
+from enorm_fx.step.native.backend import make_native
 from enorm_fx.step.program import Program
 from enorm_fx.step.tuning import Tuning
 
 POWERS = (1.0, 2.0, 3.5, math.inf)
 # What a CUDA device gets, and sizes at which every tensor is cut into pieces, or half of them.
 TUNINGS = (Tuning(1 << 62, 1 << 62), Tuning(0, 40), Tuning(20, 64))
+NATIVE = Tuning(-1, -1)  # not a tuning: the other backend, under the same laws
 BAD = (math.nan, math.inf, -math.inf)
 
 
@@ -39,9 +41,10 @@ def generated(
     optimizer: Optimizer | None = None,
     cycles: int = 1,
     tuning: Tuning | None = None,
-) -> Eager:
+) -> Any:
     program.bind_()
-    return generate(program.job(program.collect(optimizer, None, gradients=False), cycles), tuning)
+    job = program.job(program.collect(optimizer, None, gradients=False), cycles)
+    return make_native(job) if tuning is NATIVE else generate(job, tuning)
 
 
 def state(model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Tensor]:
@@ -68,7 +71,7 @@ def check(
     *,
     cycles: int = 1,
     error: float = 1e-12,
-    tunings: tuple[Tuning | None, ...] = (None, *TUNINGS),
+    tunings: tuple[Tuning | None, ...] = (None, *TUNINGS, NATIVE),
     **settings: Any,
 ) -> None:
     """The generated step is the careful one, in pieces of all sizes; the second run like the
@@ -112,7 +115,7 @@ def test_a_step_is_what_the_definition_says(kind: str, p: float, order: str) -> 
     expected = slow.apply(case.plan, slow.descend(case.plan, p, c, order, 1))
     tensors, old = state(case.model), weights(case.model)
     program = program_of(case.plan, p=p, c=c, order=order)
-    for tuning in (None, TUNINGS[ORDERS.index(order)]):
+    for tuning in (None, TUNINGS[ORDERS.index(order)], NATIVE):
         restore_(tensors, old)
         assert bool(generated(program, tuning=tuning).run())
         assert largest_error(tensors, expected) < 1e-12
@@ -123,7 +126,7 @@ def test_a_step_is_what_the_definition_says(kind: str, p: float, order: str) -> 
 def test_three_cycles_are_those_of_the_careful_engine(kind: str, p: float) -> None:
     number = (KINDS.index(kind) + POWERS.index(p)) % 3
     c, order = (1.0, 1.3, 0.8)[number], ORDERS[number]
-    for exact, tunings in ((False, (None, TUNINGS[1])), (True, TUNINGS[::2])):
+    for exact, tunings in ((False, (None, TUNINGS[1], NATIVE)), (True, (*TUNINGS[::2], NATIVE))):
         case = make(kind, seed=number)
         check(case.model, case.plan, p=p, c=c, order=order, exact=exact, cycles=3, tunings=tunings)
 
@@ -135,11 +138,13 @@ def test_a_step_in_single_precision(kind: str, order: str) -> None:
     case.model.float()
     expected = slow.apply(case.plan, slow.descend(case.plan, 2, 1.2, order, 1))
     tensors, old = state(case.model), weights(case.model)
-    for tuning in (None, TUNINGS[ORDERS.index(order)]):
+    for tuning in (NATIVE, None, TUNINGS[ORDERS.index(order)]):
         restore_(tensors, old)
         step = generated(program_of(case.plan, c=1.2, order=order), tuning=tuning)
         assert bool(step.run())
-        assert {w.dtype for w in step.arguments if w.dtype.is_floating_point} == {torch.float32}
+        if tuning is not NATIVE:
+            floats = {w.dtype for w in step.arguments if w.dtype.is_floating_point}
+            assert floats == {torch.float32}
         assert largest_error(tensors, expected) < 1e-6
 
 
@@ -244,7 +249,8 @@ def test_memory_in_any_order_or_with_gaps(kind: str) -> None:
             for parameter in case.model.parameters():
                 if parameter.dim() > 1:
                     parameter.data = spread(parameter.data)
-            check(case.model, case.plan, trained(case), p=p)
+            tunings = (None, *TUNINGS, *(() if spread is with_gaps else (NATIVE,)))
+            check(case.model, case.plan, trained(case), p=p, tunings=tunings)
 
 
 def with_gaps(tensor: Tensor) -> Tensor:
@@ -260,7 +266,7 @@ def test_dtypes_may_differ(kind: str, order: str) -> None:
     case = make(kind, seed=3)
     for number, parameter in enumerate(case.model.parameters()):
         parameter.data = parameter.data.float() if number % 4 < 2 else parameter.data
-    tunings = None, TUNINGS[ORDERS.index(order)]
+    tunings = None, TUNINGS[ORDERS.index(order)], NATIVE
     check(case.model, case.plan, order=order, c=1.1, cycles=2, error=1e-6, tunings=tunings)
 
 
@@ -276,7 +282,7 @@ def test_half_precision_is_rounded_once(kind: str, dtype: torch.dtype) -> None:
     expected = slow.apply(case.plan, slow.descend(case.plan, 2, 1.0, "sequential", 1))
     tensors, old = state(case.model), weights(case.model)
     one_rounding = torch.finfo(dtype).eps / 2 * 1.001
-    for tuning in (None, *TUNINGS):
+    for tuning in (None, *TUNINGS, NATIVE):
         restore_(tensors, old)
         assert bool(generated(program_of(case.plan), tuning=tuning).run())
         assert largest_error(tensors, expected) < one_rounding
@@ -308,6 +314,9 @@ def test_numbers_that_are_not_finite_change_nothing(kind: str, p: float) -> None
     steps = [
         generated(program_of(case.plan, p=p, order=order), optimizer, cycles, tuning)
         for order, cycles, tuning in zip(ORDERS, (1, 2, 1), (None, *TUNINGS[1:]), strict=True)
+    ] + [
+        generated(program_of(case.plan, p=p, order=order), optimizer, cycles, NATIVE)
+        for order, cycles in zip(ORDERS, (1, 2, 4), strict=True)
     ]
     healthy = copied(tensors)
     for number, (name, place) in enumerate(places(case.model)):
@@ -333,8 +342,9 @@ def test_what_is_too_large_is_refused(name: str, p: float, dtype: torch.dtype) -
     tensors[name].view(-1)[1] = torch.finfo(dtype).max / 2
     old = copied(tensors)
     for cycles in (1, 3):
-        assert not bool(generated(program_of(case.plan, p=p), cycles=cycles).run())
-        assert same_bits(tensors, old)
+        for tuning in (None, NATIVE):
+            assert not bool(generated(program_of(case.plan, p=p), None, cycles, tuning).run())
+            assert same_bits(tensors, old)
 
 
 def test_factors_that_go_too_far_are_refused() -> None:
@@ -392,7 +402,7 @@ def test_columns_that_nothing_moves_are_checked() -> None:
     assert plan.num_scales == 6
     check(model, plan)
     tensors = state(model)
-    for tuning in (None, *TUNINGS):
+    for tuning in (None, *TUNINGS, NATIVE):
         step = generated(program_of(plan), tuning=tuning)
         for column in range(9):
             old = copied(tensors)
@@ -409,7 +419,7 @@ def test_columns_that_nothing_moves_are_checked() -> None:
 @pytest.mark.parametrize("value", [0.0, 1e-310])
 @pytest.mark.parametrize("side", ["incoming", "outgoing", "both"])
 def test_a_dead_unit_keeps_its_scale(side: str, value: float, p: float) -> None:
-    for order in ORDERS:
+    for order, tuning in [(order, tuning) for order in ORDERS for tuning in (None, NATIVE)]:
         case = make("chain-linear", seed=2)
         tensors = state(case.model)
         if side != "outgoing":
@@ -417,7 +427,7 @@ def test_a_dead_unit_keeps_its_scale(side: str, value: float, p: float) -> None:
         if side != "incoming":
             tensors["layer_01.weight"][:, 2] = value
         old = copied(tensors)
-        assert bool(generated(program_of(case.plan, p=p, order=order), cycles=3).run())
+        assert bool(generated(program_of(case.plan, p=p, order=order), None, 3, tuning).run())
         ratio = (tensors["layer_00.bias"] / old["layer_00.bias"]).log()
         assert float(ratio[2]) == 0
         assert float(ratio[[0, 1, 3, 4, 5, 6, 7]].abs().min()) > 1e-6
@@ -431,8 +441,9 @@ def test_weights_of_zero_are_fine() -> None:
         for tensor in state(case.model).values():
             tensor.zero_()
         zeros = copied(state(case.model))
-        assert bool(generated(program_of(case.plan), cycles=2).run())
-        assert same_bits(state(case.model), zeros)
+        for tuning in (None, NATIVE):
+            assert bool(generated(program_of(case.plan), None, 2, tuning).run())
+            assert same_bits(state(case.model), zeros)
         assert not same_bits(zeros, old)
 
 
@@ -444,14 +455,14 @@ def test_a_group_with_one_side_only_keeps_its_scale_and_is_checked() -> None:
     plan = copy.copy(case.plan)
     object.__setattr__(plan, "parameters", parameters)
     tensors = state(case.model)
-    step = generated(program_of(plan))
+    steps = [generated(program_of(plan), tuning=tuning) for tuning in (None, NATIVE)]
     for name in ("features.weight", "features.bias", "head.weight"):
         old = copied(tensors)
-        assert bool(step.run())
+        assert all(bool(step.run()) for step in steps)
         assert same_bits(tensors, old)
         value = float(tensors[name].view(-1)[-1])
         tensors[name].view(-1)[-1] = math.nan
-        assert not bool(step.run())
+        assert not any(bool(step.run()) for step in steps)
         tensors[name].view(-1)[-1] = value
 
 
