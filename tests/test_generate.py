@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -20,10 +19,10 @@ from torch.optim import SGD, Adam, Optimizer
 
 from enorm_fx import analyze
 from enorm_fx.plan import Plan
-from enorm_fx.step.generate import Eager, generate
+from enorm_fx.step.generated.generate import Eager, generate
+from enorm_fx.step.generated.tuning import Tuning
 from enorm_fx.step.native.backend import make_native
 from enorm_fx.step.program import Program
-from enorm_fx.step.tuning import Tuning
 
 POWERS = (1.0, 2.0, 3.5, math.inf)
 # What a CUDA device gets, and sizes at which every tensor is cut into pieces, or half of them.
@@ -504,21 +503,18 @@ def test_equal_layers_at_uneven_distances(order: str) -> None:
         check(case.model, case.plan, trained(case), p=p, order=order)
 
 
-def test_layers_that_are_registered_last_to_first() -> None:
-    widths = [3, 6, 6, 6, 6, 6, 6, 2]
-    layers = {f"layer_{k}": nn.Linear(a, b) for k, (a, b) in enumerate(pairwise(widths))}
-
-    def run(net: Net, x: Tensor) -> Tensor:
-        for k in range(len(layers) - 1):
-            x = net.get_submodule(f"layer_{k}")(x).relu()
-        return net.get_submodule(f"layer_{len(layers) - 1}")(x)
-
-    model = Net(run, **dict(reversed(layers.items())))
-    fill_(model, 1)
-    plan = analyze(model, torch.randn(2, 3, dtype=torch.float64))
-    assert plan.num_scales == 36
+def test_groups_that_are_numbered_last_to_first() -> None:
+    depth = 8
+    case = chain([3, *[6] * depth, 2], seed=1)
+    groups = [range(6 * k, 6 * k + 6) for k in reversed(range(depth))]
+    labels: Labels = {"layer_00.weight": [(1, groups[0], 0)]}
+    for k in range(1, depth):
+        labels[f"layer_{k:02d}.weight"] = [(1, groups[k], 0), (-1, groups[k - 1], 1)]
+    labels[f"layer_{depth:02d}.weight"] = [(-1, groups[-1], 1)]
+    layers = {name.rsplit(".", 1)[0]: 1 for name, _ in case.model.named_parameters()}
+    plan = make_plan(case.model, [6] * depth, labels, layers)
     for order in ORDERS:
-        check(model, plan, order=order)
+        check(case.model, plan, order=order)
 
 
 def test_in_a_chain_every_matrix_is_squared_once_a_cycle() -> None:

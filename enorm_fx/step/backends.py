@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from enorm_fx.step.generate import Eager, generate
+from enorm_fx.step.generated.generate import Eager, generate
 from enorm_fx.step.job import Compiled, Job
 from enorm_fx.step.native.backend import make_native
 from enorm_fx.step.native.compiler import CompilerError

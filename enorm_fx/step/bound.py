@@ -54,9 +54,7 @@ class Bound:
         self._add_tensor(module._parameters, leaf, parameter)
         return parameter
 
-    def _add_state(
-        self, optimizer: Optimizer, parameter: Tensor, buffers: tuple[str, ...]
-    ) -> None:
+    def _add_state(self, optimizer: Optimizer, parameter: Tensor, buffers: tuple[str, ...]) -> None:
         state = optimizer.state.get(parameter)
         self._states.append((parameter, state, 0 if state is None else len(state)))
         if state is not None:

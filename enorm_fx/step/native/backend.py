@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from enorm_fx.step.generate import generate
+from enorm_fx.step.generated.generate import generate
 from enorm_fx.step.job import Job
 from enorm_fx.step.native.pack import DTYPES, Packer, Unsupported
 from enorm_fx.step.native.tables import library

@@ -17,12 +17,12 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from enorm_fx.step.generated.script import Script
+from enorm_fx.step.generated.state import State
+from enorm_fx.step.generated.tuning import Tuning
 from enorm_fx.step.job import Job
 from enorm_fx.step.layout import Entry
 from enorm_fx.step.measure import accumulation_dtype, by_cells
-from enorm_fx.step.script import Script
-from enorm_fx.step.state import State
-from enorm_fx.step.tuning import Tuning
 
 _SLOTS = 2
 

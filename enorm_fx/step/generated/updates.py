@@ -18,14 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enorm_fx.step.cells import Cells
+from enorm_fx.step.generated.cells import Cells
+from enorm_fx.step.generated.marginals import Marginals, Product
+from enorm_fx.step.generated.script import Script
+from enorm_fx.step.generated.state import State, strided
+from enorm_fx.step.generated.tuning import Tuning
 from enorm_fx.step.job import Job
 from enorm_fx.step.layout import GroupLayout, Layout
-from enorm_fx.step.marginals import Marginals, Product
-from enorm_fx.step.script import Script
 from enorm_fx.step.solve import Descent, Sides, _newton
-from enorm_fx.step.state import State, strided
-from enorm_fx.step.tuning import Tuning
 
 
 @dataclass(frozen=True, slots=True, eq=False)

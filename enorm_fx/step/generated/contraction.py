@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from enorm_fx.step.cells import Cells
-from enorm_fx.step.script import Script
+from enorm_fx.step.generated.cells import Cells
+from enorm_fx.step.generated.script import Script
 
 
 class Contraction:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from enorm_fx.step.generated.script import Script
 from enorm_fx.step.job import Job
 from enorm_fx.step.measure import accumulation_dtype
-from enorm_fx.step.script import Script
 
 _DEPTH_RANGE = 1e6  # of c^(-p * depth), above which float32 is not trusted with it
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from enorm_fx.step.generated.script import Script
+from enorm_fx.step.generated.state import State
 from enorm_fx.step.layout import CellTerm, GroupLayout, Part
-from enorm_fx.step.script import Script
-from enorm_fx.step.state import State
 
 
 class Terms:

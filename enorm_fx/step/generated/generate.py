@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from enorm_fx.step.cells import Cells
+from enorm_fx.step.generated.cells import Cells
+from enorm_fx.step.generated.products import Products
+from enorm_fx.step.generated.script import Built, Result, Script, text
+from enorm_fx.step.generated.state import State, make_state
+from enorm_fx.step.generated.tuning import Tuning, tuning_for
+from enorm_fx.step.generated.updates import Updates
 from enorm_fx.step.job import Job
-from enorm_fx.step.products import Products
-from enorm_fx.step.script import Built, Result, Script, text
-from enorm_fx.step.state import State, make_state
-from enorm_fx.step.tuning import Tuning, tuning_for
-from enorm_fx.step.updates import Updates
 
 # Parts of the exponent range of the narrowest dtype that weights, and factors, may take. They add
 # up to less than one, so that a weight times its factors stays in range.

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enorm_fx.step.cells import Cells
-from enorm_fx.step.contraction import Contraction
+from enorm_fx.step.generated.cells import Cells
+from enorm_fx.step.generated.contraction import Contraction
+from enorm_fx.step.generated.script import Script
+from enorm_fx.step.generated.state import State, offset_of, strided
+from enorm_fx.step.generated.terms import Terms, first_of_run
 from enorm_fx.step.job import Job
 from enorm_fx.step.layout import Block, CellTerm, GroupLayout, Part, Touch
-from enorm_fx.step.script import Script
-from enorm_fx.step.state import State, offset_of, strided
-from enorm_fx.step.terms import Terms, first_of_run
 
 
 @dataclass(frozen=True, slots=True, eq=False)
