@@ -333,3 +333,19 @@ def test_the_code_can_be_read_before_the_first_step_and_changes_nothing() -> Non
     enorm = ENorm(case.plan, last_layer=True)
     assert "up1_weight" in enorm.code
     assert same_bits(weights(case.model), old)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_settings_that_save_digits_do_not_reach_the_step(backend: str) -> None:
+    case = make("residual", seed=3)
+    case.model.float()
+    expected, _ = _careful(case, torch.optim.SGD(case.model.parameters(), lr=0.1))
+    enorm = ENorm(case.plan, last_layer=True, backend=backend)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            enorm.step()
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert largest_error(weights(case.model), expected) < 1e-6

@@ -96,12 +96,20 @@ class Program:
 
     @contextmanager
     def full_precision(self) -> Iterator[None]:
-        """Autocast would run the solver's matrix products in half precision."""
-        if torch.is_autocast_enabled(self.device.type):
-            with torch.autocast(self.device.type, enabled=False):
+        """Autocast and TensorFloat-32 would run the solver's matrix products in fewer digits."""
+        precision = torch.get_float32_matmul_precision()
+        reduced = precision != "highest"
+        if reduced:
+            torch.set_float32_matmul_precision("highest")
+        try:
+            if torch.is_autocast_enabled(self.device.type):
+                with torch.autocast(self.device.type, enabled=False):
+                    yield
+            else:
                 yield
-        else:
-            yield
+        finally:
+            if reduced:
+                torch.set_float32_matmul_precision(precision)
 
     def _compile(self) -> None:
         layout = make_layout(self._plan, self._active, torch.device("cpu"), self._order)

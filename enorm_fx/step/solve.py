@@ -230,7 +230,7 @@ def _step(descent: Descent, group: GroupLayout, sides: Sides, exact: bool) -> Te
         (a, _), (b, _) = sides.positive[0], sides.negative[0]
         step = -_slope(descent, sides, zeros) / (descent.power * (a - b))
     else:
-        step = _newton(descent, sides)
+        step = best_step(descent, sides)
     step = torch.where(sides.alive(), step, 0.0) / group.damping
     return _to_power_of_two(step, sides) if exact else step
 
@@ -268,7 +268,7 @@ def _joined(
     return value, (share * rates).sum(0)
 
 
-def _newton(descent: Descent, sides: Sides) -> Tensor:
+def best_step(descent: Descent, sides: Sides) -> Tensor:
     """The minimum for three or more coefficients: Newton, held in a bracket by bisection."""
     step = torch.zeros_like(sides.positive[0][1])
     start = _slope(descent, sides, step)

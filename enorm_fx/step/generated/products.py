@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from enorm_fx.step.factors import Write
+from enorm_fx.step.forms import make_form, memory_order
 from enorm_fx.step.generated.cells import Kind
 from enorm_fx.step.generated.script import Result, Script
 from enorm_fx.step.generated.state import State
 from enorm_fx.step.generated.tuning import Tuning
 from enorm_fx.step.job import Job
 from enorm_fx.step.layout import CellTerm
-from enorm_fx.step.native.forms import make_form, memory_order
 
 _TOGETHER = 1 << 22  # entries whose factors are formed by one call, at most
 

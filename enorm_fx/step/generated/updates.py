@@ -25,7 +25,7 @@ from enorm_fx.step.generated.state import State, strided
 from enorm_fx.step.generated.tuning import Tuning
 from enorm_fx.step.job import Job
 from enorm_fx.step.layout import GroupLayout, Layout
-from enorm_fx.step.solve import Descent, Sides, _newton
+from enorm_fx.step.solve import Descent, Sides, best_step
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -240,7 +240,7 @@ def minimize(
 
     sides = Sides(side(positive, above), side(negative, below))
     descent = Descent(Layout(0, (), (), (), ()), (), p, 1.0, log_x)
-    step = torch.where(sides.alive(), _newton(descent, sides), 0.0)
+    step = torch.where(sides.alive(), best_step(descent, sides), 0.0)
     return (descent.power * step).exp().to(x)
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from enorm_fx.step.factors import Write
+from enorm_fx.step.forms import Form, cell_numbers, make_form, memory_order
 from enorm_fx.step.job import Job
 from enorm_fx.step.layout import Block, CellTerm, GroupLayout
 from enorm_fx.step.measure import accumulation_dtype
 from enorm_fx.step.native import tables
-from enorm_fx.step.native.forms import Form, cell_numbers, make_form, memory_order
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _TILE = 4096  # as in native.cpp

@@ -8,6 +8,7 @@
 // All threads live in one parallel region and meet at barriers. A thread always takes the same rows
 // of a weight, so that what it read for one sum is still in its cache for the next.
 
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -22,6 +23,7 @@
 namespace {
 
 constexpr i64 ALONE = 1 << 15;                         // entries below which one thread is enough
+constexpr i64 TAKEN = 1 << 16;                         // entries that a thread takes at a time
 constexpr i64 PIECE = 256;                             // of a row, written at once
 
 struct Share { i64 begin, end; };
@@ -31,9 +33,34 @@ inline Share share(i64 rows, i64 row_size, int thread, int threads) {
     return {rows * thread / threads, rows * (thread + 1) / threads};
 }
 
+// What the threads of one step share.
+struct Common {
+    std::atomic<i64> measured{0}, applied{0};          // pieces that somebody has taken
+    int decision = 0;
+};
+
 struct Step {
     const Job& job;
+    Common& common;
     int thread, threads;
+
+    // Rows of items 0 .. n - 1 in pieces, each taken by the thread that is free: cores are seldom
+    // equally fast.
+    template <class FormOf, class Skipped, class Work>
+    static void in_pieces(std::atomic<i64>& taken, i64 n, FormOf form, Skipped skipped, Work work) {
+        auto height = [&](i64 k) {
+            const i64 row = form(k).cols * form(k).run;
+            return row < TAKEN ? TAKEN / row : i64(1);
+        };
+        auto pieces = [&](i64 k) { return skipped(k) ? 0 : (form(k).rows + height(k) - 1) / height(k); };
+        i64 k = 0, before = 0;
+        for (i64 mine = taken++; k < n; mine = taken++) {
+            while (k < n && mine >= before + pieces(k)) before += pieces(k++);
+            if (k == n) return;
+            i64 begin = (mine - before) * height(k), end = begin + height(k);
+            work(k, Share{begin, end < form(k).rows ? end : form(k).rows});
+        }
+    }
 
     bool largest() const { return std::isinf(job.p); }
     i64 width() const { return job.scales + 1; }
@@ -101,16 +128,19 @@ struct Step {
         return all((const A*)out + rows.begin * f.cols, (rows.end - rows.begin) * f.cols);
     }
 
-    void measure(const Block& b, double& total) const {
-        total = 0;
-        if (!b.sums || b.picked_count) return;
-        const Form& f = job.forms[b.form];
-        const Source& source = job.sources[b.source];
-        Share rows = share(f.rows, f.cols * f.run, thread, threads);
-        with_dtype(source.dtype, [&](auto w) {
-            auto* data = (const decltype(w)*)source.data;
-            total = b.wide ? sum_rows(data, f, (double*)b.sums, rows)
-                           : sum_rows(data, f, (float*)b.sums, rows);
+    void measure() const {
+        for (i64 k = 0; k < job.block_count; k++) job.totals[k * job.threads + thread] = 0;
+        auto form = [&](i64 k) -> const Form& { return job.forms[job.blocks[k].form]; };
+        auto skipped = [&](i64 k) { return !job.blocks[k].sums || job.blocks[k].picked_count; };
+        in_pieces(common.measured, job.block_count, form, skipped, [&](i64 k, Share rows) {
+            const Block& b = job.blocks[k];
+            const Source& source = job.sources[b.source];
+            with_dtype(source.dtype, [&](auto w) {
+                auto* data = (const decltype(w)*)source.data;
+                accumulate(job.totals[k * job.threads + thread],
+                           b.wide ? sum_rows(data, form(k), (double*)b.sums, rows)
+                                  : sum_rows(data, form(k), (float*)b.sums, rows));
+            });
         });
     }
     template <class A> double all(const A* x, i64 n) const {
@@ -374,32 +404,24 @@ struct Step {
 
     // Last layers first: they were measured last, and are most likely to be in the cache still.
     void apply() const {
-        for (i64 k = job.write_count - 1; k >= 0; k--) {
-            const Scaler& s = job.scalers[job.writes[k].scaler];
-            const Form& f = job.forms[s.form];
-            const i64 n = f.cols * f.run;
-            Share rows = share(f.rows, n, thread, threads);
-            if (f.rows * n < ALONE || f.rows < threads)    // whole tensors, by turn
-                rows = k % threads == thread ? Share{0, f.rows} : Share{0, 0};
-            const Source& source = job.sources[job.writes[k].source];
-            with_dtype(source.dtype, [&](auto w) { multiply((decltype(w)*)source.data, s, rows); });
-        }
+        auto write = [&](i64 k) -> const Write& { return job.writes[job.write_count - 1 - k]; };
+        auto scaler = [&](i64 k) -> const Scaler& { return job.scalers[write(k).scaler]; };
+        auto form = [&](i64 k) -> const Form& { return job.forms[scaler(k).form]; };
+        auto skipped = [](i64) { return false; };
+        in_pieces(common.applied, job.write_count, form, skipped, [&](i64 k, Share rows) {
+            const Source& source = job.sources[write(k).source];
+            with_dtype(source.dtype, [&](auto w) { multiply((decltype(w)*)source.data, scaler(k), rows); });
+        });
     }
 
     // ---- all of it
 
-    bool run(int& decision) const {
+    void run() const {
         for (i64 v = thread; v < width() * job.power_count; v += threads) job.e[v] = 1;
-        bool any_sums = false;
-        for (i64 k = 0; k < job.block_count; k++) {
-            measure(job.blocks[k], job.totals[k * job.threads + thread]);
-            any_sums |= job.blocks[k].sums != nullptr;
-        }
+        measure();
         barrier();
-        if (any_sums) {
-            if (thread == 0) pick();
-            barrier();
-        }
+        if (thread == 0) pick();
+        barrier();
         for (i64 cycle = 0; cycle < job.cycles; cycle++)
             for (i64 k = 0; k < job.batch_count; k++) {
                 const Batch& batch = job.batches[k];
@@ -419,15 +441,14 @@ struct Step {
                 }
                 barrier();
             }
-        if (thread == 0) decision = decide();
+        if (thread == 0) common.decision = decide();
         barrier();
-        if (!decision) return false;
+        if (!common.decision) return;
         make_powers();
         barrier();
         for (i64 k = thread; k < job.scaler_count; k += threads) make_scaler(job.scalers[k]);
         barrier();
         apply();
-        return true;
     }
 
     static void barrier() {
@@ -443,15 +464,15 @@ extern "C" {
 
 // 1: everything was multiplied; 0: nothing was written.
 int enorm_run(const Job* job, int threads) {
-    int decision = 0;
+    Common common;
     if (threads > job->threads) threads = int(job->threads);
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads)
-    Step{*job, omp_get_thread_num(), omp_get_num_threads()}.run(decision);
+    Step{*job, common, omp_get_thread_num(), omp_get_num_threads()}.run();
 #else
-    Step{*job, 0, 1}.run(decision);
+    Step{*job, common, 0, 1}.run();
 #endif
-    return decision;
+    return common.decision;
 }
 
 // What `tables.py` compares its own declarations with.
