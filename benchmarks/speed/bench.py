@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import random
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +73,7 @@ def try_enorm(
 ) -> ENorm | None:
     """An ENorm that has made its first steps, or None with the reason in `skipped`."""
     try:
-        enorm = ENorm(plan, optimizer, **settings)
+        enorm = make_enorm(plan, optimizer, **settings)
         enorm.step()
         enorm.step()  # some backends capture or specialize on the second one
     except REFUSALS as error:
@@ -81,12 +82,18 @@ def try_enorm(
     return enorm
 
 
+def make_enorm(plan: Plan, optimizer: Optimizer, **settings: Any) -> ENorm:
+    """An ENorm with the backend that is asked for: a fall-back is an error, not a figure."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        enorm = ENorm(plan, optimizer, **settings)
+        wanted = settings.get("backend", "auto")
+        if wanted not in ("auto", enorm.backend):
+            raise RuntimeError(f"this machine has no backend '{wanted}'")
+    return enorm
+
+
 def reason(error: Exception) -> str:
     """One line of an error; paths of this machine, which later lines may hold, stay out."""
     first = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first[:160]}"
-
-
-def backend_of(enorm: ENorm) -> str:
-    """The backend that runs, once a step was made: what "auto" picked."""
-    return str(getattr(enorm, "backend", "eager"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed.bench import Bench, backend_of, try_enorm
+from benchmarks.speed.bench import Bench, try_enorm
 from benchmarks.speed.interleave import Contender, kernel_launches, summary
 from benchmarks.speed.networks import Network, describe, set_up
 from benchmarks.speed.plain_loop import PlainLoop
@@ -44,7 +44,7 @@ def step_costs(network: Network, bench: Bench, bandwidth: Mapping[str, float]) -
         Contender("flat", flat, flat),
     ]
     seconds = bench.measure(contenders)
-    auto = backend_of(usual)
+    auto = usual.backend
     least = floor(moved, measured, bandwidth)
     if auto in seconds:
         step, bare = statistics.median(seconds[auto]), statistics.median(seconds["flat"])
@@ -157,7 +157,7 @@ def training_costs(network: Network, bench: Bench) -> dict[str, Any]:
         "batch": list(network.shape),
         "own": network.own,
         "base": base,
-        "backend": backend_of(enorm),
+        "backend": enorm.backend,
         "contenders": {name: summary(values) for name, values in seconds.items()},
         "adds": adds,
         "adds_share_of_base": {name: value / below for name, value in adds.items()},

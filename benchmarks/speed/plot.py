@@ -15,12 +15,11 @@ if TYPE_CHECKING:
 COLOURS = {
     "native": "#0072B2",
     "eager": "#56B4E9",
-    "inductor": "#009E73",
     "cudagraph": "#CC79A7",
     "loop": "#D55E00",
     "flat": "#BBBBBB",
 }
-_ORDER = ("flat", "cudagraph", "native", "inductor", "eager", "loop")
+_ORDER = ("flat", "cudagraph", "native", "eager", "loop")
 _ADDS = (("enorm", "ENorm", "#0072B2"), ("batch", "BatchNorm", "#E69F00"),
          ("group", "GroupNorm", "#999999"))  # fmt: skip
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 PAPER = ("fully connected", "fully convolutional")
 RESNETS = ("resnet18", "resnet50")
-BACKENDS = ("eager", "native", "inductor", "cudagraph")
+BACKENDS = ("eager", "native", "cudagraph")
 TITLES = {
     "sgd": "fused SGD",
     **{name: f"ENorm, {name}" for name in BACKENDS},

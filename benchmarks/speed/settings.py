@@ -10,10 +10,9 @@ from typing import Any
 import torch
 
 import enorm_fx
-from benchmarks.speed.bench import REFUSALS, Bench, reason, try_enorm
+from benchmarks.speed.bench import REFUSALS, Bench, make_enorm, reason, try_enorm
 from benchmarks.speed.interleave import Contender, summary, timed
 from benchmarks.speed.networks import Network, stack, with_state
-from enorm_fx import ENorm
 
 CYCLES = (1, 2, 5, 10)
 ORDERS = ("sequential", "colored", "simultaneous")
@@ -125,7 +124,7 @@ def build_costs(network: Network, bench: Bench) -> dict[str, Any]:
             torch.manual_seed(bench.seed)
             begin = time.perf_counter()
             try:
-                enorm = ENorm(plan, setup.optimizer, backend=backend)
+                enorm = make_enorm(plan, setup.optimizer, backend=backend)
                 enorm.step()
             except REFUSALS as error:
                 skipped[backend] = reason(error)
