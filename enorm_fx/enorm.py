@@ -28,6 +28,7 @@ from enorm_fx.step.checks import (
 from enorm_fx.step.coarse import Coarse, correct_, make_coarse, unbounded
 from enorm_fx.step.compiled import CompiledStep
 from enorm_fx.step.measure import objective
+from enorm_fx.step.precision import full_precision
 from enorm_fx.step.program import Program
 from enorm_fx.step.solve import Descent, alive, imbalance, log_cost, sweep_
 
@@ -237,7 +238,7 @@ def balance(
     check_finite(plan)
     before = objective(plan, p, c)
     program.bind_()
-    with torch.no_grad(), program.full_precision():
+    with full_precision(program.device):
         writes = program.collect(None, None, gradients=True)
         descent, sizes = program.measure_()
         cycles, gap = _converge_(descent, tol)

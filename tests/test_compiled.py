@@ -15,7 +15,7 @@ from plans import Case
 from torch import Tensor, nn
 
 from enorm_fx.enorm import ENorm
-from enorm_fx.errors import NonFiniteError
+from enorm_fx.errors import NonFiniteError, PlanError
 from enorm_fx.step import backends
 from enorm_fx.step.native import compiler
 from enorm_fx.step.program import Program
@@ -134,6 +134,73 @@ def _careful(
         for name, tensor in _tensors(case, optimizer).items():
             tensor.copy_(old[name])
     return result
+
+
+def _add_module(model: nn.Module) -> None:
+    model.add_module("adapter", nn.Linear(5, 5))
+
+
+def _add_parameter(model: nn.Module) -> None:
+    model.get_submodule("up1").register_parameter("gain", nn.Parameter(torch.ones(1)))
+
+
+def _replace_activation(model: nn.Module) -> None:
+    model[1] = nn.Sigmoid()  # type: ignore[index]
+
+
+def _fewer_parameters(model: nn.Module) -> None:
+    model[0] = nn.Linear(3, 4, bias=False)  # type: ignore[index]
+
+
+def _freeze(model: nn.Module) -> None:
+    model[2].weight.requires_grad_(False)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_add_module, r"'adapter' was nothing and is Linear"),
+        (_replace_activation, r"'1' was ReLU and is Sigmoid"),
+        (_fewer_parameters, r"no parameter '0\.bias' any more"),
+        (_freeze, r"'2.weight' has been frozen since"),
+    ],
+    ids=["module", "activation", "fewer", "frozen"],
+)
+def test_a_model_that_was_changed_must_be_analyzed_again(
+    change: Callable[[nn.Module], None], message: str
+) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    enorm = ENorm(model)
+    enorm.step()
+    change(model)
+    with torch.no_grad():
+        model[0].weight *= 2
+    old = weights(model)
+    for _ in range(2):
+        with pytest.raises(PlanError, match=message):
+            enorm.step()
+    assert same_bits(weights(model), old)
+
+
+def test_a_new_parameter_must_be_analyzed() -> None:
+    case = make("residual", seed=3)
+    enorm = ENorm(case.plan)
+    enorm.step()
+    _add_parameter(case.model)
+    with pytest.raises(PlanError, match=r"a new parameter 'up1\.gain'"):
+        enorm.step()
+
+
+def test_what_was_frozen_from_the_start_may_move_on() -> None:
+    import enorm_fx
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    model[0].requires_grad_(False)
+    enorm = ENorm(enorm_fx.analyze(model, frozen="rescale"))
+    model[2].requires_grad_(False)
+    old = weights(model)
+    enorm.step()
+    assert not same_bits(weights(model), old)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

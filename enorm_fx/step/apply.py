@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from enorm_fx.plan import Plan
 from enorm_fx.step.checks import check_log_scales, check_optimizer
+from enorm_fx.step.precision import full_precision
 from enorm_fx.step.program import Program
 
 
@@ -30,7 +30,7 @@ def rescale_(
     check_optimizer(plan, optimizer)
     program = Program(plan, None)
     program.bind_()
-    with torch.no_grad(), program.full_precision():
+    with full_precision(program.device):
         u = program.zeros()
         u[:-1] = log_scales.detach()
         writes = program.collect(optimizer, buffers, gradients=True)

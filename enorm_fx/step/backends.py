@@ -74,7 +74,7 @@ class Replayed:
 
     def _capture(self) -> Tensor:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._step.arguments[0].device):
+        with torch.cuda.device(self._step.device):
             torch.cuda.synchronize()
             with torch.cuda.graph(graph):
                 ok = self._step.run()

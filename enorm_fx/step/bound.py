@@ -1,17 +1,22 @@
 """Is everything still where it was when the step was compiled? Asked before every step.
 
 A compiled step writes to addresses. Parameters, modules and optimizer state may be replaced, moved,
-cast or swapped between two steps; then it must be compiled anew, and never run as it is.
+cast or swapped between two steps; then it must be compiled anew, and never run as it is. And where
+the model itself has changed, its plan no longer holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from operator import attrgetter, is_
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from enorm_fx.errors import PlanError
+from enorm_fx.step.checks import find_parameter
 
 
 class Bound:
@@ -19,6 +24,9 @@ class Bound:
     to lie at the same address meanwhile.
 
     names: of the parameters in `model.named_parameters()`. buffers: names of optimizer state.
+
+    The lists belong together: `holders[k][keys[k]]` was `values[k]`. They are compared by `map`: a
+    step leaves nothing of this in the processor's cache, so the less is touched the better.
     """
 
     def __init__(
@@ -28,62 +36,107 @@ class Bound:
         optimizer: Optimizer | None,
         buffers: Iterable[str],
     ) -> None:
-        self._model, self._optimizer = model, optimizer
-        self._children: dict[tuple[int, str], tuple[dict[str, Any], str, nn.Module]] = {}
-        self._tensors: list[tuple[Mapping[str, Any], str, Tensor, tuple[Any, ...]]] = []
-        self._states: list[tuple[Tensor, dict[str, Any] | None, int]] = []
-        self._absent: list[tuple[Mapping[str, Any], str, object]] = []
-        self._alive: list[Tensor] = []
-        buffers = tuple(buffers)
+        self._holders: list[dict[str, Any]] = []
+        self._keys: list[str] = []
+        self._values: list[object] = []
+        self._tensors: list[Tensor] = []
+        self._optimizer = optimizer
+        for module in model.modules():
+            for name, child in module._modules.items():
+                self._add(module._modules, name, child)
+        parameters = []
         for name in names:
-            parameter = self._add_path(name)
-            if optimizer is not None:
-                self._add_state(optimizer, parameter, buffers)
-        self._modules = list(self._children.values())
-
-    def _add_path(self, name: str) -> Tensor:
-        *path, leaf = name.split(".")
-        module = self._model
-        for part in path:
-            child = module._modules[part]
-            assert child is not None  # the parameter was found through it
-            self._children[id(module), part] = module._modules, part, child
-            module = child
-        parameter = module._parameters[leaf]
-        assert parameter is not None  # it was found
-        self._add_tensor(module._parameters, leaf, parameter)
-        return parameter
-
-    def _add_state(self, optimizer: Optimizer, parameter: Tensor, buffers: tuple[str, ...]) -> None:
-        state = optimizer.state.get(parameter)
-        self._states.append((parameter, state, 0 if state is None else len(state)))
-        if state is not None:
+            path, _, leaf = name.rpartition(".")
+            parameter = find_parameter(model, name)
+            parameters.append(parameter)
+            self._add(model.get_submodule(path)._parameters, leaf, parameter)
+        self._stepped = parameters if optimizer is not None else []
+        self._states = [optimizer.state.get(p) for p in parameters] if optimizer else []
+        buffers = tuple(buffers)
+        held: list[dict[str, Any]] = [state for state in self._states if state is not None]
+        for state in held:
             for key in buffers:
-                value = state.get(key)
-                if isinstance(value, Tensor):
-                    self._add_tensor(state, key, value)
-                else:
-                    self._absent.append((state, key, value))
+                self._add(state, key, state.get(key))
+        dicts = [d for module in model.modules() for d in (module._modules, module._parameters)]
+        self._sized = [*dicts, *held]
+        self._sizes = [len(d) for d in self._sized]
+        self._aliases = [tensor.detach() for tensor in self._tensors]
+        self._dtypes = [tensor.dtype for tensor in self._tensors]
+        self._trained = [tensor.requires_grad for tensor in self._tensors]
 
-    def _add_tensor(self, holder: Mapping[str, Any], key: str, tensor: Tensor) -> None:
-        self._tensors.append((holder, key, tensor, _place(tensor)))
-        self._alive.append(tensor.detach())
+    def _add(self, holder: dict[str, Any], key: str, value: object) -> None:
+        self._holders.append(holder)
+        self._keys.append(key)
+        self._values.append(value)
+        if isinstance(value, Tensor):
+            self._tensors.append(value)
 
     def holds(self) -> bool:
-        """True: every tensor of the step is the one it was, at the same place."""
-        for children, name, child in self._modules:
-            if children.get(name) is not child:
-                return False
-        for holder, key, tensor, place in self._tensors:
-            if holder.get(key) is not tensor or _place(tensor) != place:
-                return False
+        """True: every module and every tensor of the step is the one it was, at the same place."""
+        if not all(map(is_, map(dict.get, self._holders, self._keys), self._values)):
+            return False
         if self._optimizer is not None:
-            states = self._optimizer.state
-            for parameter, state, size in self._states:
-                if states.get(parameter) is not state or (state is not None and len(state) != size):
-                    return False
-        return all(holder.get(key) is value for holder, key, value in self._absent)
+            states = map(self._optimizer.state.get, self._stepped)
+            if not all(map(is_, states, self._states)):
+                return False
+        return list(map(len, self._sized)) == self._sizes and self._same_memory()
+
+    def _same_memory(self) -> bool:
+        try:
+            same = all(map(Tensor.is_set_to, self._tensors, self._aliases))
+        except RuntimeError:  # it cannot be asked across devices
+            return False
+        return (
+            same
+            and list(map(_dtype, self._tensors)) == self._dtypes
+            and list(map(_requires_grad, self._tensors)) == self._trained
+        )
 
 
-def _place(tensor: Tensor) -> tuple[int, torch.dtype, torch.Size, tuple[int, ...]]:
-    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+_dtype, _requires_grad = attrgetter("dtype"), attrgetter("requires_grad")
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What a plan presupposes of its model: classes of modules, and parameters by name.
+
+    pinning: every parameter that the plan moves could be trained, so one that is frozen later
+    should not move.
+    """
+
+    modules: Mapping[str, str]
+    parameters: Mapping[str, tuple[int, ...]]
+    moved: tuple[str, ...]
+    pinning: bool
+
+    def check(self, model: nn.Module) -> None:
+        """Raises PlanError if the model is no longer the one that was analyzed."""
+        now = structure_of(model, self.moved)
+        for name in sorted(self.modules.keys() | now.modules.keys()):
+            was, found = self.modules.get(name, "nothing"), now.modules.get(name, "nothing")
+            if was != found:
+                raise PlanError(
+                    f"'{name}' was {was} and is {found}; nothing was written. Analyze the model "
+                    "again"
+                )
+        for name in sorted(now.parameters.keys() - self.parameters.keys()):
+            raise PlanError(
+                f"the model has a new parameter '{name}'; nothing was written. Analyze it again"
+            )
+        if self.pinning and not now.pinning:
+            frozen = [n for n in self.moved if not find_parameter(model, n).requires_grad]
+            raise PlanError(
+                f"'{frozen[0]}' has been frozen since; nothing was written. Analyze the model "
+                "again: with frozen='pin' it then stays, with frozen='rescale' it moves on"
+            )
+
+
+def structure_of(model: nn.Module, moved: Iterable[str]) -> Structure:
+    """moved: names of the parameters that the plan moves."""
+    moved = tuple(moved)
+    return Structure(
+        {name: type(m).__name__ for name, m in model.named_modules(remove_duplicate=False)},
+        {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)},
+        moved,
+        all(find_parameter(model, name).requires_grad for name in moved),
+    )

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from enorm_fx.optim import exponents
 from enorm_fx.step.backends import compile_step
-from enorm_fx.step.bound import Bound
+from enorm_fx.step.bound import Bound, structure_of
 from enorm_fx.step.job import Compiled, Job
 from enorm_fx.step.program import Program
 
@@ -34,6 +34,8 @@ class CompiledStep:
     ) -> None:
         self._program, self._optimizer, self._buffers = program, optimizer, dict(buffers)
         self._cycles, self._wanted, self._deferred = cycles, backend, deferred
+        program.bind_()
+        self._structure = structure_of(program.model, program.names)
         self._bound: Bound | None = None
         self._backend = ""
         self._job: Job | None = None
@@ -57,9 +59,7 @@ class CompiledStep:
         compiled, job = self._compile_if_needed()
         if not job.writes:
             return
-        with torch.no_grad(), self._program.full_precision():
-            done = not self._refused_before() and self._succeeded(compiled.run())
-        if not done:
+        if self._refused_before() or not self._succeeded(compiled.run()):
             self._program.run_(self._optimizer, self._buffers, self._cycles)
             return
         # Memory may have been written behind autograd's back: a graph that needs it must notice.
@@ -68,11 +68,14 @@ class CompiledStep:
     def _compile_if_needed(self) -> tuple[Compiled, Job]:
         if self._compiled is None or self._job is None or not (self._bound and self._bound.holds()):
             self._bound = None
+            self._structure.check(self._program.model)
             self._program.bind_()
             writes = self._program.collect(self._optimizer, self._buffers, gradients=False)
             self._job = self._program.job(writes, self._cycles)
             self._backend, self._compiled = compile_step(self._job, self._wanted)
-            self._versioned = [w.tensor for w in writes if not w.tensor.is_inference()]
+            self._versioned = [
+                w.tensor for w in writes if w.exponent == 1 and not w.tensor.is_inference()
+            ]
             known = exponents(self._optimizer, self._buffers) if self._optimizer else {}
             self._bound = Bound(
                 self._program.model,

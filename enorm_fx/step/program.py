@@ -6,8 +6,7 @@ Everything that can fail is decided before the first write, so a step is all or 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +35,7 @@ from enorm_fx.step.measure import (
     measure_,
     size,
 )
+from enorm_fx.step.precision import full_precision
 from enorm_fx.step.solve import Descent, sweep_
 
 
@@ -94,23 +94,6 @@ class Program:
                 return
         self._compile()
 
-    @contextmanager
-    def full_precision(self) -> Iterator[None]:
-        """Autocast and TensorFloat-32 would run the solver's matrix products in fewer digits."""
-        precision = torch.get_float32_matmul_precision()
-        reduced = precision != "highest"
-        if reduced:
-            torch.set_float32_matmul_precision("highest")
-        try:
-            if torch.is_autocast_enabled(self.device.type):
-                with torch.autocast(self.device.type, enabled=False):
-                    yield
-            else:
-                yield
-        finally:
-            if reduced:
-                torch.set_float32_matmul_precision(precision)
-
     def _compile(self) -> None:
         layout = make_layout(self._plan, self._active, torch.device("cpu"), self._order)
         parameters = [_checked(self._plan.model, entry) for entry in layout.entries]
@@ -145,7 +128,7 @@ class Program:
         Raises NonFiniteError, OptimizerStateError or PlanError, with nothing written.
         """
         self.bind_()
-        with torch.no_grad(), self.full_precision():
+        with full_precision(self.device):
             writes = self.collect(optimizer, buffers, gradients=False)
             descent, sizes = self.measure_()
             for _ in range(cycles):

@@ -26,6 +26,7 @@ from enorm_fx.step.generated.state import State, make_state
 from enorm_fx.step.generated.tuning import Tuning, tuning_for
 from enorm_fx.step.generated.updates import Updates
 from enorm_fx.step.job import Job
+from enorm_fx.step.precision import full_precision
 
 # Parts of the exponent range of the narrowest dtype that weights, and factors, may take. They add
 # up to less than one, so that a weight times its factors stays in range.
@@ -37,6 +38,7 @@ class Eager:
     """A generated step. module(*arguments) runs it."""
 
     built: Built
+    device: torch.device
 
     @property
     def module(self) -> GraphModule:
@@ -53,7 +55,8 @@ class Eager:
 
     def run(self) -> Tensor:
         """Measure, solve, apply: 0-dim bool. False: nothing has changed."""
-        ok: Tensor = self.built.module.forward(*self.built.arguments)
+        with full_precision(self.device):
+            ok: Tensor = self.built.module.forward(*self.built.arguments)
         return ok
 
 
@@ -79,7 +82,7 @@ def generate(job: Job, tuning: Tuning | None = None) -> Eager:
             checks.factors()
         ok = checks.all()
         Products(script, job, state, tuning).write(ok)
-        return Eager(script.build(ok))
+        return Eager(script.build(ok), state.scales.device)
 
 
 def _name(script: Script, job: Job) -> None:

@@ -24,7 +24,6 @@ namespace {
 
 constexpr i64 ALONE = 1 << 15;                         // entries below which one thread is enough
 constexpr i64 TAKEN = 1 << 16;                         // entries that a thread takes at a time
-constexpr i64 PIECE = 256;                             // of a row, written at once
 
 struct Share { i64 begin, end; };
 inline Share share(i64 rows, i64 row_size, int thread, int threads) {
@@ -388,18 +387,12 @@ struct Step {
         const Form& f = job.forms[s.form];
         const i64 n = f.cols * f.run;
         const A* col = (const A*)s.col;
-        auto scale = [&](i64 o, i64 begin, i64 end) {
+        for (i64 o = rows.begin; o < rows.end; o++) {
             W* line = w + o * n;
             const A by_row = A(s.row[o]);
 #pragma omp simd
-            for (i64 j = begin; j < end; j++) narrow(widen(line[j]) * (by_row * col[j]), line[j]);
-        };
-        const i64 apart = (rows.end - rows.begin) / 4, in_fours = rows.begin + apart;
-        for (i64 o = rows.begin; o < in_fours; o++)
-            for (i64 j = 0; j < n; j += PIECE)
-                for (i64 k = o; k < o + 4 * apart; k += apart)
-                    scale(k, j, j + PIECE < n ? j + PIECE : n);
-        for (i64 o = in_fours + 3 * apart; o < rows.end; o++) scale(o, 0, n);
+            for (i64 j = 0; j < n; j++) narrow(widen(line[j]) * (by_row * col[j]), line[j]);
+        }
     }
 
     // Last layers first: they were measured last, and are most likely to be in the cache still.
