@@ -20,7 +20,7 @@ from benchmarks.speed import __main__ as speed
 from benchmarks.speed import settings as speed_settings
 from benchmarks.speed import table as speed_table
 from benchmarks.speed.bench import reason, try_enorm
-from benchmarks.speed.costs import ratios
+from benchmarks.speed.costs import median_visit, ratios
 from benchmarks.speed.interleave import (
     LEAST_ROUNDS,
     Contender,
@@ -253,7 +253,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(speed, "bandwidths", lambda bench: {"scale": 1e9, "read": 2e9})
         sizes = lambda bench: speed_settings.size_costs(bench, (1_000_000,))  # noqa: E731
         patch.setattr(speed, "size_costs", sizes)
-        assert speed.main(["--rounds", "2", "--backends", "eager", "--out", str(out)]) == 0
+        arguments = ["--rounds", "2", "--visits", "2", "--backends", "eager", "--out", str(out)]
+        assert speed.main(arguments) == 0
     return out
 
 
@@ -415,6 +416,14 @@ def test_table_on_the_command_line(
     assert speed_table.main([str(empty)]) == 2
     assert "no steps" in capsys.readouterr().err
     assert speed_table.main([str(tmp_path / "none.json")]) == 2
+
+
+def test_the_median_visit_is_reported_and_all_are_kept(record: dict[str, Any]) -> None:
+    visits = [{"auto": "native", "ratios": {"native": x}, "floor": x} for x in (3.0, 1.0, 2.0)]
+    chosen = median_visit(visits)
+    assert chosen["floor"] == 2.0
+    assert [visit["native"] for visit in chosen["visits"]] == [3.0, 1.0, 2.0]
+    assert all(len(row["visits"]) == 2 for row in record["step"].values())
 
 
 def test_medians_of_ratios_come_from_one_run(record: dict[str, Any]) -> None:

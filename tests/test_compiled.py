@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import shutil
 import warnings
@@ -416,3 +417,86 @@ def test_settings_that_save_digits_do_not_reach_the_step(backend: str) -> None:
     finally:
         torch.set_float32_matmul_precision("highest")
     assert largest_error(weights(case.model), expected) < 1e-6
+
+
+# ---- what only a GPU runs, as far as it can be shown without one ----
+
+
+class _Step:
+    """Stands for a generated step on a device."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.runs: list[str] = []
+        self.mode = "eager"
+
+    def run(self) -> Tensor:
+        self.runs.append(self.mode)
+        return torch.ones((), dtype=torch.bool)
+
+
+@contextlib.contextmanager
+def _nothing(*_: object, **__: object) -> Iterator[None]:
+    yield
+
+
+def _fake_cuda(monkeypatch: pytest.MonkeyPatch, step: _Step, error: str = "") -> None:
+    class Graph:
+        def replay(self) -> None:
+            step.runs.append("replay")
+
+    @contextlib.contextmanager
+    def capture(graph: Graph, capture_error_mode: str) -> Iterator[None]:
+        assert isinstance(graph, Graph)
+        assert capture_error_mode == "thread_local"
+        if error:
+            raise RuntimeError(error)
+        step.mode = "capture"
+        yield
+        step.mode = "eager"
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "device", _nothing)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: step.runs.append("synchronize"))
+
+
+def test_a_graph_is_captured_once_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = _Step()
+    _fake_cuda(monkeypatch, step)
+    replayed = backends.Replayed(step)  # type: ignore[arg-type]
+    assert all(bool(replayed.run()) for _ in range(4))
+    # The capture itself does nothing on the device: every call makes one step.
+    assert step.runs == ["eager", "synchronize", "capture", "replay", "replay", "replay"]
+
+
+def test_a_capture_that_fails_gives_way_to_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = _Step()
+    _fake_cuda(monkeypatch, step, error="operation not permitted when stream is capturing")
+    replayed = backends.Replayed(step)  # type: ignore[arg-type]
+    replayed.run()
+    with pytest.warns(RuntimeWarning, match="not permitted when stream is capturing"):
+        replayed.run()
+    replayed.run()
+    assert step.runs == ["eager", "synchronize", "eager", "eager"]
+
+
+def test_an_asynchronous_check_reports_at_the_next_step() -> None:
+    case = make("residual", seed=3)
+    enorm = ENorm(case.plan, last_layer=True, backend="eager", check="async")
+    enorm.step()
+    with torch.no_grad():
+        case.model.get_parameter("up1.weight")[0, 0] = torch.nan
+    old = weights(case.model)
+    enorm.step()
+    assert same_bits(weights(case.model), old)
+    for _ in range(2):
+        with pytest.raises(NonFiniteError, match=r"'up1\.weight' has 1 entries"):
+            enorm.step()
+        assert same_bits(weights(case.model), old)
+        enorm.step()
+    with torch.no_grad():
+        case.model.get_parameter("up1.weight")[0, 0] = 1.0
+    enorm.step()
+    assert not same_bits(weights(case.model), old)

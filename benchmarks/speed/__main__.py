@@ -35,7 +35,7 @@ from rich.console import Console
 
 from benchmarks._environment import RESULTS, environment, write_json
 from benchmarks.speed.bench import Bench
-from benchmarks.speed.costs import bandwidths, step_costs, training_costs
+from benchmarks.speed.costs import bandwidths, median_visit, step_costs, training_costs
 from benchmarks.speed.networks import networks
 from benchmarks.speed.report import BACKENDS, bars, show
 from benchmarks.speed.settings import build_costs, cycle_costs, order_costs, size_costs
@@ -50,7 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("error: torch sees no CUDA device", file=sys.stderr)
         return 2
-    bench = Bench(device, tuple(options.backends), options.rounds, options.budget, options.seed)
+    bench = Bench(
+        device,
+        tuple(options.backends),
+        options.rounds,
+        options.budget,
+        options.seed,
+        options.visits,
+    )
     record = run(bench, options.networks, options.sections, Console(stderr=True))
     write_json(options.out, record)
     show(record, Console(width=None if sys.stdout.isatty() else 150))
@@ -85,6 +92,7 @@ def run(
         "environment": environment(bench.device, bench.seed),
         "load_before": load,
         "rounds": bench.rounds,
+        "visits": bench.visits,
         "budget_seconds": bench.budget,
         "unit": "seconds",
     }
@@ -96,13 +104,16 @@ def run(
         record[section] = {}
         if section == "step":
             record["bandwidth"] = bandwidths(bench)
+            found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+            for visit in range(1, bench.visits + 1):
+                for name in names:
+                    note(f"step: {name}, visit {visit} of {bench.visits}")
+                    found[name].append(step_costs(known[name], bench, record["bandwidth"]))
+            record[section] = {name: median_visit(costs) for name, costs in found.items()}
+            continue
         for name in names:
             note(f"{section}: {name}")
-            record[section][name] = (
-                step_costs(known[name], bench, record["bandwidth"])
-                if section == "step"
-                else training_costs(known[name], bench)
-            )
+            record[section][name] = training_costs(known[name], bench)
     bench.release()
     # The bars are set for two cores of a CPU.
     record["bars"] = bars(record) if bench.device.type == "cpu" else []
@@ -123,9 +134,12 @@ def _parser() -> argparse.ArgumentParser:
         help="a single one is taken where otherwise ENorm's own choice is measured",
     )  # fmt: skip
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
-    parser.add_argument("--rounds", type=int, default=40, help="at most so many a measurement")
+    parser.add_argument("--rounds", type=int, default=20, help="at most so many a measurement")
     parser.add_argument(
-        "--budget", type=float, default=15.0, help="seconds after which a measurement ends"
+        "--budget", type=float, default=5.0, help="seconds after which a measurement ends"
+    )
+    parser.add_argument(
+        "--visits", type=int, default=5, help="times that each network's step is measured"
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)

@@ -29,13 +29,18 @@ REFUSALS = (enorm_fx.EnormError, RuntimeError)
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """How everything is measured. budget: seconds a measurement may take, see `interleave`."""
+    """How everything is measured. budget: seconds a measurement may take, see `interleave`.
+
+    visits: times that the steps of each network are measured, spread over the run. Neighbours on
+            the same machine disturb for seconds on end, what is in a cache most of all.
+    """
 
     device: torch.device
     backends: tuple[str, ...]
     rounds: int
     budget: float
     seed: int
+    visits: int = 1
 
     @property
     def usual(self) -> str:

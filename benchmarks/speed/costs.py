@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -58,6 +59,13 @@ def step_costs(network: Network, bench: Bench, bandwidth: Mapping[str, float]) -
         "skipped": skipped,
         "floor": least,
     }
+
+
+def median_visit(visits: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The visit whose ratio of step to fused SGD is the median (of an even number, the higher one);
+    beside it, under "visits", the ratios of all."""
+    ordered = sorted(visits, key=lambda visit: visit["ratios"].get(visit["auto"], math.inf))
+    return {**ordered[len(ordered) // 2], "visits": [visit["ratios"] for visit in visits]}
 
 
 def floor(moved: int, measured: int, bandwidth: Mapping[str, float]) -> dict[str, Any]:

@@ -74,10 +74,16 @@ class Replayed:
 
     def _capture(self) -> Tensor:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._step.device):
-            torch.cuda.synchronize()
-            with torch.cuda.graph(graph):
-                ok = self._step.run()
+        try:
+            with torch.cuda.device(self._step.device):
+                torch.cuda.synchronize()
+                # Other threads, such as those that pin memory, may go on meanwhile.
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                    ok = self._step.run()
+        except RuntimeError as error:
+            _warn_once("cudagraph", error)
+            self._run = self._step.run
+            return self._run()
 
         def replay() -> Tensor:
             graph.replay()

@@ -90,7 +90,7 @@ class CompiledStep:
         return unread is not None and not bool(unread)
 
     def _succeeded(self, ok: Tensor | bool) -> bool:
-        if self._deferred and isinstance(ok, Tensor) and ok.device.type != "cpu":
+        if self._deferred and isinstance(ok, Tensor):
             self._unread = ok.clone()  # a replayed graph writes its answer to the same place
             return True
         return bool(ok)
