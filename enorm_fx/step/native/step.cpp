@@ -5,13 +5,15 @@
 // entries in memory order. Its factors vary by row and by column, each as a product of terms
 // e[ids]^coefficient; the `run` entries of a column take the same one.
 //
-// All threads live in one parallel region and meet at barriers. A thread always takes the same rows
-// of a weight, so that what it read for one sum is still in its cache for the next.
+// All threads live in one parallel region and meet at barriers. A thread takes the same rows of a
+// weight every time: what it read for one sum is still in its cache for the next, and torch's kernels
+// give it these rows too, whose optimizer has just written them.
 
 #include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <vector>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -33,8 +35,9 @@ inline Share share(i64 rows, i64 row_size, int thread, int threads) {
 }
 
 // What the threads of one step share.
+struct alignas(64) Count { std::atomic<i64> taken{0}; };   // pieces, on a cache line of its own
 struct Common {
-    std::atomic<i64> measured{0}, applied{0};          // pieces that somebody has taken
+    std::vector<Count> measured, applied;              // by thread
     int decision = 0;
 };
 
@@ -43,21 +46,25 @@ struct Step {
     Common& common;
     int thread, threads;
 
-    // Rows of items 0 .. n - 1 in pieces, each taken by the thread that is free: cores are seldom
-    // equally fast.
+    // Rows of items 0 .. n - 1 in pieces: a thread takes those of its own share, which its cache may
+    // hold, then what slower threads have left: cores are seldom equally fast.
     template <class FormOf, class Skipped, class Work>
-    static void in_pieces(std::atomic<i64>& taken, i64 n, FormOf form, Skipped skipped, Work work) {
-        auto height = [&](i64 k) {
-            const i64 row = form(k).cols * form(k).run;
-            return row < TAKEN ? TAKEN / row : i64(1);
-        };
-        auto pieces = [&](i64 k) { return skipped(k) ? 0 : (form(k).rows + height(k) - 1) / height(k); };
-        i64 k = 0, before = 0;
-        for (i64 mine = taken++; k < n; mine = taken++) {
-            while (k < n && mine >= before + pieces(k)) before += pieces(k++);
-            if (k == n) return;
-            i64 begin = (mine - before) * height(k), end = begin + height(k);
-            work(k, Share{begin, end < form(k).rows ? end : form(k).rows});
+    void in_pieces(std::vector<Count>& counts, i64 n, FormOf form, Skipped skipped, Work work) const {
+        for (int turn = 0; turn < threads; turn++) {
+            const int owner = (thread + turn) % threads;
+            auto row_size = [&](i64 k) { return form(k).cols * form(k).run; };
+            auto height = [&](i64 k) { return row_size(k) < TAKEN ? TAKEN / row_size(k) : i64(1); };
+            auto part = [&](i64 k) {
+                return skipped(k) ? Share{0, 0} : share(form(k).rows, row_size(k), owner, threads);
+            };
+            auto pieces = [&](i64 k) { return (part(k).end - part(k).begin + height(k) - 1) / height(k); };
+            i64 k = 0, before = 0;
+            for (i64 mine = counts[owner].taken++; k < n; mine = counts[owner].taken++) {
+                while (k < n && mine >= before + pieces(k)) before += pieces(k++);
+                if (k == n) break;
+                i64 begin = part(k).begin + (mine - before) * height(k), end = begin + height(k);
+                work(k, Share{begin, end < part(k).end ? end : part(k).end});
+            }
         }
     }
 
@@ -457,8 +464,8 @@ extern "C" {
 
 // 1: everything was multiplied; 0: nothing was written.
 int enorm_run(const Job* job, int threads) {
-    Common common;
     if (threads > job->threads) threads = int(job->threads);
+    Common common{std::vector<Count>(threads), std::vector<Count>(threads)};
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads)
     Step{*job, common, omp_get_thread_num(), omp_get_num_threads()}.run();
