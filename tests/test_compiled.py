@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from enorm_fx.step import backends
 from enorm_fx.step.native import compiler
 from enorm_fx.step.program import Program
 
-BACKENDS = ["eager", "native"]
+BACKENDS = ["eager", *(["native"] if compiler.find_compiler() else [])]
 
 
 @pytest.fixture(autouse=True)
@@ -358,7 +357,7 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
         compiler.load()
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
+@pytest.mark.skipif(compiler.find_compiler() is None, reason="needs a compiler")
 def test_the_library_is_compiled_once_and_without_a_trace(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from enorm_fx.plan import Plan
 from enorm_fx.step.generated.generate import Eager, generate
 from enorm_fx.step.generated.tuning import Tuning
 from enorm_fx.step.native.backend import make_native
+from enorm_fx.step.native.compiler import find_compiler
 from enorm_fx.step.program import Program
 
 POWERS = (1.0, 2.0, 3.5, math.inf)
@@ -43,7 +44,9 @@ def generated(
 ) -> Any:
     program.bind_()
     job = program.job(program.collect(optimizer, None, gradients=False), cycles)
-    return make_native(job) if tuning is NATIVE else generate(job, tuning)
+    if tuning is NATIVE:
+        return make_native(job) if find_compiler() else generate(job)
+    return generate(job, tuning)
 
 
 def state(model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Tensor]:
