@@ -105,7 +105,7 @@ class Structure:
     """
 
     modules: Mapping[str, str]
-    parameters: Mapping[str, tuple[int, ...]]
+    parameters: frozenset[str]
     moved: tuple[str, ...]
     pinning: bool
 
@@ -119,7 +119,7 @@ class Structure:
                     f"'{name}' was {was} and is {found}; nothing was written. Analyze the model "
                     "again"
                 )
-        for name in sorted(now.parameters.keys() - self.parameters.keys()):
+        for name in sorted(now.parameters - self.parameters):
             raise PlanError(
                 f"the model has a new parameter '{name}'; nothing was written. Analyze it again"
             )
@@ -136,7 +136,7 @@ def structure_of(model: nn.Module, moved: Iterable[str]) -> Structure:
     moved = tuple(moved)
     return Structure(
         {name: type(m).__name__ for name, m in model.named_modules(remove_duplicate=False)},
-        {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)},
+        frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
         moved,
         all(find_parameter(model, name).requires_grad for name in moved),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +26,11 @@ class Job:
     c: float
     cycles: int
     exact: bool
+
+    @property
+    def power(self) -> float:
+        """What logarithms are multiplied by: p, or 1 for maxima."""
+        return 1.0 if math.isinf(self.p) else self.p
 
 
 class Compiled(Protocol):

@@ -49,6 +49,11 @@ class Entry:
     depth: int
     parts: tuple[Part, ...]
 
+    @property
+    def rate(self) -> float:
+        """The most that log |w| changes by, in units of max |u|."""
+        return sum(abs(term.coefficient) for part in self.parts for term in part.terms)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
@@ -91,6 +96,11 @@ class GroupLayout:
     touches: tuple[Touch, ...]
     positive: tuple[float, ...]
     negative: tuple[float, ...]
+
+    @property
+    def symmetric(self) -> bool:
+        """One coefficient a and its opposite: J is symmetric about its minimum."""
+        return len(self.positive) == 1 and self.positive == tuple(-a for a in self.negative)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -286,10 +296,15 @@ def _touches(
 
 def _span(numbers: Tensor) -> slice | Tensor:
     """A slice where the numbers count up by one: views instead of gathers."""
+    first = first_of_run(numbers)
+    return numbers if first is None else slice(first, first + len(numbers))
+
+
+def first_of_run(numbers: Tensor) -> int | None:
+    """The first of numbers that count up by one, from 0 or more; None if they do not."""
     first = int(numbers[0])
-    if torch.equal(numbers, torch.arange(first, first + len(numbers))):
-        return slice(first, first + len(numbers))
-    return numbers
+    run = torch.arange(first, first + len(numbers), device=numbers.device)
+    return first if first >= 0 and torch.equal(numbers, run) else None
 
 
 def _meeting(block: Block, group: Group) -> int:

@@ -266,10 +266,7 @@ def _bounds(
     layout: Layout, parameters: list[nn.Parameter], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """By entry: the most that max |u| counts for in log |w|, and the log of the dtype's limit."""
-    rates = [
-        sum(abs(term.coefficient) for part in entry.parts for term in part.terms)
-        for entry in layout.entries
-    ]
+    rates = [entry.rate for entry in layout.entries]
     limits = [math.log(torch.finfo(parameter.dtype).max) for parameter in parameters]
     return (
         torch.tensor(rates, dtype=torch.float64, device=device),

@@ -232,17 +232,15 @@ def _step(descent: Descent, group: GroupLayout, sides: Sides, exact: bool) -> Te
     else:
         step = best_step(descent, sides)
     step = torch.where(sides.alive(), step, 0.0) / group.damping
-    return _to_power_of_two(step, sides) if exact else step
+    return _to_power_of_two(step, group.symmetric) if exact else step
 
 
-def _to_power_of_two(step: Tensor, sides: Sides) -> Tensor:
+def _to_power_of_two(step: Tensor, symmetric: bool) -> Tensor:
     """The nearest multiple of log 2, or the nearest towards 0 where J is not symmetric.
 
     With coefficients a, -a the cost is symmetric about its minimum and the nearest multiple is no
     farther from it than 0 is; otherwise a point between 0 and the minimum is safe. J never rises.
     """
-    symmetric = [a for a, _ in sides.positive] == [-a for a, _ in sides.negative]
-    symmetric = symmetric and len(sides.positive) == 1
     exponent = step / _LOG_2
     return (exponent.round() if symmetric else exponent.trunc()) * _LOG_2
 

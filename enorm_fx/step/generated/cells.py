@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from enorm_fx.step.generated.script import Script
-from enorm_fx.step.generated.state import State
+from enorm_fx.step.generated.state import State, joined
 from enorm_fx.step.generated.tuning import Tuning
 from enorm_fx.step.job import Job
 from enorm_fx.step.layout import Entry
@@ -198,7 +198,7 @@ class Cells:
 
     def _fill_together(self, members: list[int], run: int) -> None:
         weights = [self._job.weights[entry] for entry in members]
-        cells = _joined([self._regions[entry] for entry in members])
+        cells = joined([self._regions[entry] for entry in members])
         self._script.named(cells, "small_cells" if run == 1 else f"small_cells_of_{run}")
         lines = [self._script.named(w.view(-1), self._script.name_of(w)) for w in weights]
         if run == 1:
@@ -331,9 +331,3 @@ def _arranged(weight: Tensor, entry: Entry) -> tuple[Tensor, Axes]:
     rest = [axis for axis in range(view.dim()) if axis not in order]
     shape = [view.shape[axis] for axis in order]
     return view.permute(*order, *rest).view(shape), [axes[axis] for axis in order]
-
-
-def _joined(regions: list[Tensor]) -> Tensor:
-    """Neighbouring parts of one workspace as one."""
-    size = sum(map(len, regions))
-    return regions[0].as_strided((size,), (1,))

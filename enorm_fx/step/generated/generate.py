@@ -108,13 +108,9 @@ class _Checks:
         self._taken = 0
         most = math.log(torch.finfo(state.sums.dtype).max)
         limit = min([most, *(math.log(torch.finfo(w.tensor.dtype).max) for w in job.writes)])
-        rates = [
-            sum(abs(t.coefficient) for part in entry.parts for t in part.terms)
-            for entry in job.layout.entries
-        ]
-        fastest = max([1.0, *(rates[w.entry] * abs(w.exponent) for w in job.writes)])
+        rates = (job.layout.entries[w.entry].rate * abs(w.exponent) for w in job.writes)
+        fastest = max([1.0, *rates])
         self._log_size, self._log_factor = _SIZES * limit, _FACTORS * limit / fastest
-        self._power = 1.0 if math.isinf(job.p) else job.p
 
     def sizes(self, least_share: float) -> None:
         """The weights as they are: sums of the first cycle, and tensors that are in none.
@@ -125,7 +121,7 @@ class _Checks:
         script.section("are the weights finite, and well in range?")
         if self._state.taken:
             sums = script.named(self._state.sums[: self._state.taken], "sums")
-            slot = self._slot(self._power * self._log_size + math.log(least_share))
+            slot = self._slot(self._job.power * self._log_size + math.log(least_share))
             script.call(torch.amax, sums, 0, out=slot)
         for tensors in self._uncounted:
             line, slot = self._line(tensors), self._slot(self._log_size)
@@ -137,7 +133,7 @@ class _Checks:
         """The scales after a cycle, up and down."""
         script = self._script
         script.section("are the factors finite, and well in range?")
-        slot = self._slot(self._power * self._log_factor)
+        slot = self._slot(self._job.power * self._log_factor)
         flat = script.named(self._state.scales.view(-1), "scales_flat")
         script.call(torch.amax, flat, 0, out=slot)
 

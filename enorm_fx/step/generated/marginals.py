@@ -17,9 +17,9 @@ from enorm_fx.step.generated.cells import Cells
 from enorm_fx.step.generated.contraction import Contraction
 from enorm_fx.step.generated.script import Script
 from enorm_fx.step.generated.state import State, offset_of, strided
-from enorm_fx.step.generated.terms import Terms, first_of_run
+from enorm_fx.step.generated.terms import Terms
 from enorm_fx.step.job import Job
-from enorm_fx.step.layout import Block, CellTerm, GroupLayout, Part, Touch
+from enorm_fx.step.layout import Block, CellTerm, GroupLayout, Part, Touch, first_of_run
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,9 +74,8 @@ class Marginals:
 
     def share(self, group: GroupLayout, touch: Touch) -> float:
         """c^(-p * depth) of the touched block, as a part of the group's largest."""
-        power = 1.0 if self._largest else self._job.p
         blocks = self._job.layout.blocks
-        rate = -power * math.log(self._job.c)
+        rate = -self._job.power * math.log(self._job.c)
         nearest = max(rate * blocks[t.block].depth for t in group.touches)
         return math.exp(rate * blocks[touch.block].depth - nearest)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from enorm_fx.step.factors import Write
 from enorm_fx.step.forms import make_form, memory_order
 from enorm_fx.step.generated.cells import Kind
 from enorm_fx.step.generated.script import Result, Script
-from enorm_fx.step.generated.state import State
+from enorm_fx.step.generated.state import State, joined
 from enorm_fx.step.generated.tuning import Tuning
 from enorm_fx.step.job import Job
 from enorm_fx.step.layout import CellTerm
@@ -116,7 +115,7 @@ class Products:
         """exp(e * u) for each exponent e that is needed, (exponents, num_scales + 1)."""
         script, scales = self._script, self._state.scales
         script.section("factors; all of them one, unless everything is finite and in range")
-        power = 1.0 if math.isinf(self._job.p) else self._job.p
+        power = self._job.power
         kept = script.named(torch.empty_like(scales), "kept_scales")
         script.call(torch.where, ok, scales, script.number("one", 1.0, scales), out=kept)
         powers = scales.new_empty(len(self._exponents), scales.shape[1])
@@ -248,8 +247,8 @@ class Products:
     def _multiply_alike(self, members: Sequence[_Target]) -> None:
         """Matrices of one shape: all their factors by one call."""
         script, count = self._script, len(members)
-        rows = _joined([member.vectors[0].values for member in members])
-        cols = _joined([member.vectors[1].values for member in members])
+        rows = joined([member.vectors[0].values for member in members])
+        cols = joined([member.vectors[1].values for member in members])
         rows = script.named(rows.view(count, -1, 1), f"{members[0].name}_factors_of_rows")
         cols = script.named(cols.view(count, 1, -1), f"{members[0].name}_factors_of_columns")
         size = count * members[0].matrix.numel()
@@ -316,11 +315,6 @@ def _factors(target: _Target) -> list[Tensor]:
 
 def _vector(indices: tuple[Tensor, ...]) -> _Vector | None:
     return _Vector(indices) if indices else None
-
-
-def _joined(regions: Sequence[Tensor]) -> Tensor:
-    """Neighbouring parts of one memory as one."""
-    return regions[0].as_strided((sum(map(len, regions)),), (1,))
 
 
 def _portions(members: Sequence[_Target], most: int) -> Iterator[Sequence[_Target]]:

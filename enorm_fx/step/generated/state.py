@@ -40,8 +40,7 @@ def state_dtype(job: Job) -> torch.dtype:
     counted = {block.entry for block in job.layout.blocks}
     found = {accumulation_dtype(job.weights[entry].dtype, job.p, wide=False) for entry in counted}
     depths = [block.depth for block in job.layout.blocks] or [0]
-    power = 1.0 if math.isinf(job.p) else job.p
-    reach = abs(power * math.log(job.c)) * (max(depths) - min(depths))
+    reach = abs(job.power * math.log(job.c)) * (max(depths) - min(depths))
     if len(found) == 1 and reach < math.log(_DEPTH_RANGE):
         return found.pop()
     return torch.float64
@@ -64,6 +63,11 @@ def make_state(script: Script, job: Job) -> State:
         room += sum(math.prod(part.shape) for part in parts)
     room += sum(2 + math.prod(block.shape[:1]) for block in layout.blocks)
     return State(scales, torch.zeros(room, dtype=dtype, device=device), 0)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Flat neighbouring parts of one memory as one."""
+    return parts[0].as_strided((sum(map(len, parts)),), (1,))
 
 
 def strided(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from enorm_fx.step.generated.script import Script
 from enorm_fx.step.generated.state import State
-from enorm_fx.step.layout import CellTerm, GroupLayout, Part
+from enorm_fx.step.layout import CellTerm, GroupLayout, Part, first_of_run
 
 
 class Terms:
@@ -77,10 +77,3 @@ class Terms:
 
     def moves(self, term: CellTerm) -> bool:
         return bool(self._moved[term.ids.cpu()].any())
-
-
-def first_of_run(ids: Tensor) -> int | None:
-    """The first of numbers that count up by one, from 0 or more."""
-    first = int(ids[0])
-    run = torch.arange(first, first + len(ids), device=ids.device)
-    return first if first >= 0 and torch.equal(ids, run) else None

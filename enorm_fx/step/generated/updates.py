@@ -48,7 +48,6 @@ class Updates:
         self._script, self._job, self._state, self._cells = script, job, state, cells
         self._marginals = Marginals(script, job, state, cells)
         self._small = tuning.small
-        self._power = 1.0 if math.isinf(job.p) else job.p
 
     @property
     def least_share(self) -> float:
@@ -200,12 +199,10 @@ class Updates:
         if group.damping > 1:
             script.call("pow_", ratio, 1 / group.damping)
         if job.exact:
-            symmetric = group.positive == tuple(-a for a in group.negative)
-            symmetric = symmetric and len(group.positive) == 1
             script.call("log2_", ratio)
-            script.call("mul_", ratio, 1 / self._power)
-            script.call("round_" if symmetric else "trunc_", ratio)
-            script.call("mul_", ratio, self._power)
+            script.call("mul_", ratio, 1 / job.power)
+            script.call("round_" if group.symmetric else "trunc_", ratio)
+            script.call("mul_", ratio, job.power)
             script.call("exp2_", ratio)
         script.call("mul_", up, ratio)
 

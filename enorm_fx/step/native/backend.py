@@ -19,6 +19,7 @@ class Native:
     """A packed job. keep: all memory that it points into."""
 
     job: Job
+    library: ctypes.CDLL
     packed: Any
     threads: int
     keep: list[Any]
@@ -30,7 +31,7 @@ class Native:
 
     def run(self) -> bool:
         threads = min(self.threads, torch.get_num_threads())
-        return bool(library().enorm_run(ctypes.byref(self.packed), threads))
+        return bool(self.library.enorm_run(ctypes.byref(self.packed), threads))
 
 
 def make_native(job: Job) -> Native:
@@ -42,4 +43,4 @@ def make_native(job: Job) -> Native:
         if write.tensor.dtype == torch.float16 and not loaded.enorm_has_half():
             raise Unsupported("the compiler has no half precision numbers")
     packer = Packer(job)
-    return Native(job, packer.pack(), packer.threads, packer.keep)
+    return Native(job, loaded, packer.pack(), packer.threads, packer.keep)

@@ -13,13 +13,13 @@ from torch import Tensor
 from enorm_fx.step.factors import Write
 from enorm_fx.step.forms import Form, cell_numbers, make_form, memory_order
 from enorm_fx.step.job import Job
-from enorm_fx.step.layout import Block, CellTerm, GroupLayout
+from enorm_fx.step.layout import Block, CellTerm, GroupLayout, first_of_run
 from enorm_fx.step.measure import accumulation_dtype
 from enorm_fx.step.native import tables
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_TILE = 4096  # as in native.cpp
-_MOST_SIDES = 16
+_TILE = 4096  # as in numbers.h
+_MOST_SIDES = 16  # as in slopes.h
 _FEW_ENTRIES = 1 << 18  # written entries below which threads cost more than they bring
 # How far factors may go: well inside the range of the dtype that they are computed in.
 _REACH = {torch.float32: 80.0, torch.float64: 600.0}
@@ -54,18 +54,16 @@ class Packer:
     def pack(self) -> Any:
         """The table of tables. It points into what `keep` holds."""
         job = self.job
-        rates = [
-            sum(abs(t.coefficient) for part in e.parts for t in part.terms)
-            for e in job.layout.entries
-        ]
+        rates = [entry.rate for entry in job.layout.entries]
         limits = [math.log(torch.finfo(weight.dtype).max) for weight in job.weights]
         weights = [self._source(number, weight) for number, weight in enumerate(job.weights)]
-        blocks, block_forms, sums = self._blocks(weights, rates, limits)
-        passes, touches, groups, batches, met = self._turns(block_forms, sums)
+        blocks, block_forms = self._blocks(weights, rates, limits)
+        passes, touches, groups, batches, met = self._turns(block_forms)
+        read = {job.layout.blocks[block].entry for block in met}
         checks = [
             (weights[number], rates[number], limits[number])
             for number in range(len(job.weights))
-            if number not in {job.layout.blocks[block].entry for block in met}
+            if number not in read
         ]
         scalers, writes = self._writes()
         forms = self._table(tables.Form, [self._form(form) for form in self.forms])
@@ -123,15 +121,15 @@ class Packer:
         return ctypes.addressof(table)
 
     def _terms(self, terms: tuple[CellTerm, ...], length: int) -> Any:
-        ids = [torch.where(t.ids < 0, self.scales, t.ids).to(torch.int32) for t in terms]
-        first = [_counts_up_from(line) for line in ids]
+        ids = [torch.where(t.ids < 0, self.scales, t.ids) for t in terms]
+        first = [-1 if (start := first_of_run(line)) is None else start for line in ids]
         powers = [self.coefficients.index(t.coefficient) for t in terms]
         return tables.Terms(
             len(terms),
             length,
             self._hold(torch.tensor([*powers, 0])),
             self._hold(torch.tensor([*first, 0])),
-            self._hold(torch.cat(ids) if ids else torch.zeros(1, dtype=torch.int32)),
+            self._hold(torch.cat([*ids, torch.zeros(1, dtype=torch.int64)]).to(torch.int32)),
         )
 
     def _form(self, form: Form) -> tuple[Any, ...]:
@@ -154,12 +152,12 @@ class Packer:
 
     def _blocks(
         self, weights: list[int], rates: list[float], limits: list[float]
-    ) -> tuple[list[tuple[Any, ...]], list[int], list[bool]]:
+    ) -> tuple[list[tuple[Any, ...]], list[int]]:
         job = self.job
         split = {
             b.entry: number for number, b in enumerate(job.layout.blocks) if b.removed is not None
         }
-        blocks, forms, summed = [], [], []
+        blocks, forms = [], []
         for block in job.layout.blocks:
             weight = job.weights[block.entry]
             wide = accumulation_dtype(weight.dtype, job.p, False) == torch.float64
@@ -175,10 +173,9 @@ class Packer:
             sums = block.entry in split or job.p not in (1.0, 2.0, math.inf) or shape.run > 1
             dtype = torch.float64 if wide else torch.float32
             size = self.forms[form].rows * self.forms[form].cols
-            power = 1.0 if math.isinf(job.p) else job.p
             blocks.append((
                 weights[block.entry], form, self._room(size, dtype) if sums else None, int(wide),
-                job.c ** (-power * block.depth),
+                job.c ** (-job.power * block.depth),
                 0 if removed is None else len(removed), 0 if picked is None else len(picked),
                 split.get(block.entry, 0),
                 None if removed is None else self._hold(removed),
@@ -186,8 +183,7 @@ class Packer:
                 rates[block.entry], limits[block.entry],
             ))  # fmt: skip
             forms.append(form)
-            summed.append(sums)
-        return blocks, forms, summed
+        return blocks, forms
 
     def _picked(self, block: Block, cells: Tensor, numbers: Tensor) -> tuple[Tensor, int]:
         """Positions of the picked cells, and the number of their form: one row."""
@@ -203,7 +199,7 @@ class Packer:
 
     # ---- solve
 
-    def _turns(self, forms: list[int], sums: list[bool]) -> tuple[Any, ...]:
+    def _turns(self, forms: list[int]) -> tuple[Any, ...]:
         """Passes, touches, groups and batches, and the blocks that some pass reads."""
         passes: list[tuple[Any, ...]] = []
         touches: list[tuple[Any, ...]] = []
@@ -262,8 +258,8 @@ class Packer:
     def _touch(
         self, number: int, side: int, positions: Tensor, channels: Tensor
     ) -> tuple[Any, ...]:
-        position, channel = _counts_up_from(positions), _counts_up_from(channels)
-        if position >= 0 and channel >= 0:
+        position, channel = first_of_run(positions), first_of_run(channels)
+        if position is not None and channel is not None:
             return number, side, len(positions), position, channel, None, None
         return (
             number,
@@ -278,10 +274,9 @@ class Packer:
     def _group(
         self, group: GroupLayout, first: int, last: int, sides: list[float]
     ) -> tuple[Any, ...]:
-        symmetric = len(group.positive) == 1 and group.positive == tuple(-a for a in group.negative)
         return (
             group.start, group.channels, first, last,
-            len(group.positive), len(group.negative), int(symmetric), float(group.damping),
+            len(group.positive), len(group.negative), int(group.symmetric), float(group.damping),
             self._doubles(sides), self._room(len(sides) * group.channels),
         )  # fmt: skip
 
@@ -313,9 +308,3 @@ class Packer:
             exponent = self.exponents.index(write.exponent)
             scalers.append((form, exponent, int(wide), row, col))
         return numbers[key]
-
-
-def _counts_up_from(numbers: Tensor) -> int:
-    """The first number if each is one more than the one before it; else -1."""
-    first = int(numbers[0])
-    return first if torch.equal(numbers.long(), torch.arange(first, first + len(numbers))) else -1
