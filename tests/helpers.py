@@ -11,8 +11,11 @@ from plans import Case, all_cases
 from torch import Tensor, nn
 
 from enorm_fx.plan import Plan
+from enorm_fx.step.native.compiler import find_compiler
+from enorm_fx.step.program import Program
 
 ORDERS = ("sequential", "colored", "simultaneous")
+BACKENDS = ["eager", *(["native"] if find_compiler() else [])]
 KINDS = [case.name for case in all_cases()]
 
 
@@ -66,3 +69,34 @@ def trained(case: Case, **settings: Any) -> torch.optim.SGD:
 def buffers(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state = list(optimizer.state.values())
     return {f"{i}.{k}": v.clone() for i, s in enumerate(state) for k, v in s.items()}
+
+
+def tensors_of(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> dict[str, Tensor]:
+    """Everything that a step may write, by name: the tensors themselves."""
+    found = {name: p.detach() for name, p in model.named_parameters()}
+    for number, held in enumerate(optimizer.state.values() if optimizer else ()):
+        found |= {f"{number}.{key}": v for key, v in held.items() if isinstance(v, Tensor)}
+    return found
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def restore_(tensors: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensor.copy_(old[name])
+
+
+def careful(
+    case: Case, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and buffers after a step of the careful program; the case stays as it is."""
+    tensors = tensors_of(case.model, optimizer)
+    old = copied(tensors)
+    Program(case.plan, case.plan.groups, p=2.0).run_(optimizer, None, 1)
+    result = weights(case.model), buffers(optimizer)
+    restore_(tensors, old)
+    return result

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,18 @@ import pytest
 import slow_reference as slow
 import torch
 from dags import Replay, seeded_recipe, tensors_for
-from helpers import KINDS, ORDERS, largest_error, make, same_bits, trained, weights
+from helpers import (
+    KINDS,
+    ORDERS,
+    copied,
+    largest_error,
+    make,
+    restore_,
+    same_bits,
+    tensors_of,
+    trained,
+    weights,
+)
 from plans import Case, Labels, Net, chain, fill_, grouped, make_plan
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
@@ -49,23 +59,6 @@ def generated(
     return generate(job, tuning)
 
 
-def state(model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Tensor]:
-    """Everything that a step may write, by name: the tensors themselves."""
-    found = {name: p.detach() for name, p in model.named_parameters()}
-    for number, held in enumerate(optimizer.state.values() if optimizer else ()):
-        found |= {f"{number}.{key}": v for key, v in held.items() if isinstance(v, Tensor)}
-    return found
-
-
-def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in tensors.items()}
-
-
-def restore_(tensors: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        tensor.copy_(old[name])
-
-
 def check(
     model: nn.Module,
     plan: Plan,
@@ -79,7 +72,7 @@ def check(
     """The generated step is the careful one, in pieces of all sizes; the second run like the
     first."""
     program = program_of(plan, **settings)
-    tensors = state(model, optimizer)
+    tensors = tensors_of(model, optimizer)
     old = copied(tensors)
     program.run_(optimizer, None, cycles)
     expected = copied(tensors)
@@ -115,7 +108,7 @@ def test_a_step_is_what_the_definition_says(kind: str, p: float, order: str) -> 
     c = 1.0 if p == 3.5 else 1.2
     case = make(kind, seed=4)
     expected = slow.apply(case.plan, slow.descend(case.plan, p, c, order, 1))
-    tensors, old = state(case.model), weights(case.model)
+    tensors, old = tensors_of(case.model), weights(case.model)
     program = program_of(case.plan, p=p, c=c, order=order)
     for tuning in (None, TUNINGS[ORDERS.index(order)], NATIVE):
         restore_(tensors, old)
@@ -139,7 +132,7 @@ def test_a_step_in_single_precision(kind: str, order: str) -> None:
     case = make(kind, seed=7)
     case.model.float()
     expected = slow.apply(case.plan, slow.descend(case.plan, 2, 1.2, order, 1))
-    tensors, old = state(case.model), weights(case.model)
+    tensors, old = tensors_of(case.model), weights(case.model)
     for tuning in (NATIVE, None, TUNINGS[ORDERS.index(order)]):
         restore_(tensors, old)
         step = generated(program_of(case.plan, c=1.2, order=order), tuning=tuning)
@@ -187,7 +180,7 @@ def test_a_step_is_repeated_over_the_same_memory() -> None:
     for _ in range(6):
         assert bool(step.run())
         program.run_(optimizer, None, 1)
-    assert largest_error(state(case.model), state(other.model)) < 1e-12
+    assert largest_error(tensors_of(case.model), tensors_of(other.model)) < 1e-12
 
 
 # ---- layers and memory ----
@@ -282,7 +275,7 @@ def test_half_precision_is_rounded_once(kind: str, dtype: torch.dtype) -> None:
     first.data *= 3
     case.model.to(dtype)
     expected = slow.apply(case.plan, slow.descend(case.plan, 2, 1.0, "sequential", 1))
-    tensors, old = state(case.model), weights(case.model)
+    tensors, old = tensors_of(case.model), weights(case.model)
     one_rounding = torch.finfo(dtype).eps / 2 * 1.001
     for tuning in (None, *TUNINGS, NATIVE):
         restore_(tensors, old)
@@ -312,7 +305,7 @@ def test_numbers_that_are_not_finite_change_nothing(kind: str, p: float) -> None
     case = make(kind, seed=3)
     optimizer = trained(case)
     moved = {s.name for s in case.plan.parameters if s.terms}
-    tensors = state(case.model, optimizer)
+    tensors = tensors_of(case.model, optimizer)
     steps = [
         generated(program_of(case.plan, p=p, order=order), optimizer, cycles, tuning)
         for order, cycles, tuning in zip(ORDERS, (1, 2, 1), (None, *TUNINGS[1:]), strict=True)
@@ -340,7 +333,7 @@ def test_numbers_that_are_not_finite_change_nothing(kind: str, p: float) -> None
 def test_what_is_too_large_is_refused(name: str, p: float, dtype: torch.dtype) -> None:
     case = make("chain-linear", seed=3)
     case.model.to(dtype)
-    tensors = state(case.model)
+    tensors = tensors_of(case.model)
     tensors[name].view(-1)[1] = torch.finfo(dtype).max / 2
     old = copied(tensors)
     for cycles in (1, 3):
@@ -353,7 +346,7 @@ def test_factors_that_go_too_far_are_refused() -> None:
     for size in (1e14, 1e-14):
         case = make("chain-linear", seed=3)
         case.model.float()
-        tensors = state(case.model)
+        tensors = tensors_of(case.model)
         tensors["layer_01.weight"].mul_(size)
         tensors["layer_02.weight"].div_(size)
         old = copied(tensors)
@@ -368,7 +361,7 @@ def test_a_power_of_a_factor_counts() -> None:
     case = make("chain-linear", seed=3)
     momentum, squares = trained(case), adam(case)
     case.model.float()
-    tensors = state(case.model)
+    tensors = tensors_of(case.model)
     tensors["layer_01.weight"].mul_(1e8)
     old = copied(tensors)
     assert not bool(generated(program_of(case.plan), squares).run())
@@ -381,13 +374,13 @@ def test_a_cycle_out_of_range_is_not_forgotten_by_the_next() -> None:
     Where two factors meet, 88.7 / 6 = 14.8 is the most."""
     case = chain([3, 8, 8, 2], seed=3)
     case.model.float()
-    for name, weight in state(case.model).items():
+    for name, weight in tensors_of(case.model).items():
         weight.fill_(math.exp(32.0 * (name == "layer_01.weight")) / weight[0].numel() ** 0.5)
     step = generated(program_of(case.plan), cycles=2)
-    old = copied(state(case.model))
+    old = copied(tensors_of(case.model))
     assert not bool(step.run())
-    assert same_bits(state(case.model), old)
-    state(case.model)["layer_01.weight"].mul_(math.exp(-8.0))  # 12 after one cycle
+    assert same_bits(tensors_of(case.model), old)
+    tensors_of(case.model)["layer_01.weight"].mul_(math.exp(-8.0))  # 12 after one cycle
     assert bool(step.run())
 
 
@@ -403,7 +396,7 @@ def test_columns_that_nothing_moves_are_checked() -> None:
     plan = analyze(model, torch.randn(2, 3, dtype=torch.float64))
     assert plan.num_scales == 6
     check(model, plan)
-    tensors = state(model)
+    tensors = tensors_of(model)
     for tuning in (None, *TUNINGS, NATIVE):
         step = generated(program_of(plan), tuning=tuning)
         for column in range(9):
@@ -423,7 +416,7 @@ def test_columns_that_nothing_moves_are_checked() -> None:
 def test_a_dead_unit_keeps_its_scale(side: str, value: float, p: float) -> None:
     for order, tuning in [(order, tuning) for order in ORDERS for tuning in (None, NATIVE)]:
         case = make("chain-linear", seed=2)
-        tensors = state(case.model)
+        tensors = tensors_of(case.model)
         if side != "outgoing":
             tensors["layer_00.weight"][2] = value
         if side != "incoming":
@@ -439,13 +432,13 @@ def test_a_dead_unit_keeps_its_scale(side: str, value: float, p: float) -> None:
 def test_weights_of_zero_are_fine() -> None:
     for kind in KINDS:
         case = make(kind)
-        old = copied(state(case.model))
-        for tensor in state(case.model).values():
+        old = copied(tensors_of(case.model))
+        for tensor in tensors_of(case.model).values():
             tensor.zero_()
-        zeros = copied(state(case.model))
+        zeros = copied(tensors_of(case.model))
         for tuning in (None, NATIVE):
             assert bool(generated(program_of(case.plan), None, 2, tuning).run())
-            assert same_bits(state(case.model), zeros)
+            assert same_bits(tensors_of(case.model), zeros)
         assert not same_bits(zeros, old)
 
 
@@ -456,7 +449,7 @@ def test_a_group_with_one_side_only_keeps_its_scale_and_is_checked() -> None:
     )
     plan = copy.copy(case.plan)
     object.__setattr__(plan, "parameters", parameters)
-    tensors = state(case.model)
+    tensors = tensors_of(case.model)
     steps = [generated(program_of(plan), tuning=tuning) for tuning in (None, NATIVE)]
     for name in ("features.weight", "features.bias", "head.weight"):
         old = copied(tensors)
@@ -575,14 +568,14 @@ def test_the_code_can_be_read_and_run() -> None:
     assert "layer_01_weight_buffer" in step.code
     assert max(map(len, step.code.splitlines())) <= 110
     assert step.code.rstrip().endswith("return ok")
-    old = copied(state(case.model))
+    old = copied(tensors_of(case.model))
     namespace: dict[str, Any] = {"torch": torch, "inf": math.inf}
     exec(step.code, namespace)
     assert bool(namespace["forward"](None, *step.arguments))
-    by_text = copied(state(case.model))
-    restore_(state(case.model), old)
+    by_text = copied(tensors_of(case.model))
+    restore_(tensors_of(case.model), old)
     assert bool(step.module(*step.arguments))
-    assert same_bits(state(case.model), by_text)
+    assert same_bits(tensors_of(case.model), by_text)
     assert not same_bits(by_text, old)
 
 

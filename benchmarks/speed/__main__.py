@@ -81,6 +81,8 @@ def run(
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > 0.5:
         note(f"warning: the load is {load:.1f}: something else runs, and threads wait for it")
+    if not importlib.util.find_spec("transformers"):
+        note("left out: Llama 101M (pip install transformers)")
     single: dict[str, Callable[[], dict[str, Any]]] = {
         "build": lambda: build_costs(known["resnet50"], bench),
         "cycles": lambda: cycle_costs(known["fully convolutional"], bench),
