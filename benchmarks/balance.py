@@ -46,7 +46,7 @@ import enorm_fx
 from benchmarks._balance_plot import draw
 from benchmarks._environment import RESULTS, environment, write_json
 from benchmarks.unet import UNet
-from enorm_fx.plan import Plan
+from enorm_fx.model_plan import Plan
 from enorm_fx.step.coarse import Coarse, correct_, make_coarse, unbounded
 from enorm_fx.step.program import Program
 from enorm_fx.step.solve import Descent, alive, imbalance, log_cost, sweep_

@@ -7,12 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 from enorm_fx._version import __version__
 from enorm_fx.errors import EnormError
-from enorm_fx.verify import Verification, count_symmetries, verify
 
 if TYPE_CHECKING:
     from enorm_fx.analysis import analyze
-    from enorm_fx.enorm import ENorm, Report, balance
-    from enorm_fx.plan import Plan
+    from enorm_fx.balancing import Report, balance
+    from enorm_fx.counting import count_symmetries
+    from enorm_fx.enorm import ENorm
+    from enorm_fx.model_plan import Plan
+    from enorm_fx.verifying import Verification, verify
+
+# Loaded when first used: torch takes longer to import than `enorm-fx --help` may take. No module
+# has the name of a function, or the first import of the module would hide the function.
+_HOME = {
+    "ENorm": "enorm",
+    "Plan": "model_plan",
+    "Report": "balancing",
+    "Verification": "verifying",
+    "analyze": "analysis",
+    "balance": "balancing",
+    "count_symmetries": "counting",
+    "verify": "verifying",
+}
 
 __all__ = [
     "ENorm",
@@ -26,15 +41,6 @@ __all__ = [
     "count_symmetries",
     "verify",
 ]
-
-# Loaded when first used: tracing and networkx take longer to import than most scripts wait.
-_HOME = {
-    "ENorm": "enorm",
-    "Plan": "plan",
-    "Report": "enorm",
-    "analyze": "analysis",
-    "balance": "enorm",
-}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from enorm_fx.cli import main
+from enorm_fx.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,13 +1,11 @@
-"""ENorm: keep a network's function and balance its weights, during training or once.
+"""ENorm: keep a network's function and balance its weights after each step of training.
 
 Stock, Graham, Gribonval, Jegou: Equi-normalization of Neural Networks, ICLR 2019, arXiv:1902.10416.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,45 +13,19 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from enorm_fx.analysis import as_plan
 from enorm_fx.errors import ArgumentError
-from enorm_fx.plan import Group, Plan
+from enorm_fx.model_plan import Plan
+from enorm_fx.plan.data import Group
 from enorm_fx.step.backends import BACKENDS, CHECKS
 from enorm_fx.step.checks import (
     check_count,
     check_exact,
-    check_finite,
     check_optimizer,
     check_settings,
 )
-from enorm_fx.step.coarse import Coarse, correct_, make_coarse, unbounded
 from enorm_fx.step.compiled import CompiledStep
-from enorm_fx.step.measure import objective
-from enorm_fx.step.precision import full_precision
 from enorm_fx.step.program import Program
-from enorm_fx.step.solve import Descent, alive, imbalance, log_cost, sweep_
-
-_MAX_CYCLES = 1000
-_LOG_2 = math.log(2.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What `balance` did.
-
-    norm_before, norm_after: J, see `objective`.
-    cycles:            descent cycles that were run.
-    largest_log_scale: the largest |log d| over all scales.
-    gap:               how far from the optimum it stopped (before rounding, with exact=True):
-                       the largest |P - N| / (P + N) over channels, P and N what pulls a channel's
-                       scale down and up in J; for p = inf, the same of the maxima. Larger than
-                       tol if 1000 cycles did not reach it.
-    """
-
-    norm_before: float
-    norm_after: float
-    cycles: int
-    largest_log_scale: float
-    gap: float
 
 
 class ENorm:
@@ -118,7 +90,7 @@ class ENorm:
             raise ArgumentError(f"backend must be one of {BACKENDS}, not {backend!r}")
         if check not in CHECKS:
             raise ArgumentError(f"check must be one of {CHECKS}, not {check!r}")
-        self.plan = _as_plan(plan_or_model)
+        self.plan = as_plan(plan_or_model)
         check_optimizer(self.plan, optimizer)
         self.optimizer = optimizer
         self._settings: dict[str, Any] = settings
@@ -202,88 +174,6 @@ class ENorm:
         self._step = self._make_step()
 
 
-def balance(
-    model_or_plan: nn.Module | Plan,
-    example_inputs: Any = None,
-    *,
-    p: float = 2,
-    c: float = 1.0,
-    tol: float = 1e-10,
-    exact: bool = False,
-    batchnorm: str = "affine",
-) -> Report:
-    """Bring the weights to the minimum of J, every group, the last too. In place.
-
-    p, c, exact: as for `ENorm`. With exact=True the optimum is rounded to powers of two; where
-                 that would not lower J the weights stay.
-    tol:         stop when the gap (see `Report`) is at most this. After 1000 cycles it stops
-                 anyway, and the report's gap says where.
-    example_inputs, batchnorm: for `analyze`, if a model is given.
-
-    Groups along which J has no minimum keep their scale: those with nothing in J on one side, and
-    those that could only shrink other weights for ever (p < inf), as where the last weight of
-    a residual network is zero.
-
-    Gradients in `.grad` are rescaled too. An optimizer that already holds state for this model
-    would be left behind: balance before training, or use `ENorm`.
-
-    Raises ArgumentError, NonFiniteError or PlanError, with nothing written.
-    """
-    check_settings({"p": p, "c": c, "exact": exact})
-    if not (isinstance(tol, float | int) and 0 < tol < 1):
-        raise ArgumentError(f"tol must be between 0 and 1, not {tol!r}")
-    plan = _as_plan(model_or_plan, example_inputs, batchnorm)
-    p = float(p)
-    program = Program(plan, plan.groups, p=p, c=c, exact=check_exact(plan, exact), wide=True)
-    check_finite(plan)
-    before = objective(plan, p, c)
-    program.bind_()
-    with full_precision(program.device):
-        writes = program.collect(None, None, gradients=True)
-        descent, sizes = program.measure_()
-        cycles, gap = _converge_(descent, tol)
-        if exact:
-            _round_(descent)
-        program.apply_(descent.u, sizes, writes)
-    largest = float(descent.u.abs().amax())
-    return Report(before, objective(plan, p, c), cycles, largest, gap)
-
-
-def _converge_(descent: Descent, tol: float) -> tuple[int, float]:
-    """Cycles until the gap is at most tol: the number of cycles, and the gap."""
-    coarse = None if math.isinf(descent.p) else _make_coarse_(descent)
-    cycles, gap = 0, float(imbalance(descent))
-    while gap > tol and cycles < _MAX_CYCLES:
-        sweep_(descent, exact=False)
-        if coarse is not None:
-            correct_(descent, coarse)
-        cycles, gap = cycles + 1, float(imbalance(descent))
-    return cycles, gap
-
-
-def _make_coarse_(descent: Descent) -> Coarse:
-    """The coarse problem of the groups that have a minimum; the others leave the descent."""
-    while True:
-        coarse = make_coarse(descent, alive(descent))
-        runaway = unbounded(descent, coarse)
-        if not runaway:
-            return coarse
-        layout = descent.layout
-        kept = [g for number, g in enumerate(layout.groups) if number not in runaway]
-        turns = tuple((number,) for number in range(len(kept)))
-        descent.layout = replace(layout, groups=tuple(kept), batches=turns)
-
-
-def _round_(descent: Descent) -> None:
-    """Log scales to multiples of log 2, or to 0 where that would be better."""
-    rounded = (descent.u / _LOG_2).round() * _LOG_2
-    descent.u = torch.zeros_like(rounded)
-    before = log_cost(descent)
-    descent.u = rounded
-    if not log_cost(descent) < before:
-        descent.u = torch.zeros_like(rounded)
-
-
 def _active(plan: Plan, last_layer: bool) -> tuple[Group, ...]:
     """The groups that a step may move."""
     if last_layer:
@@ -295,19 +185,3 @@ def _active(plan: Plan, last_layer: bool) -> tuple[Group, ...]:
                 moved[term.index.cpu().reshape(-1)] = True
     moved[-1] = False
     return tuple(g for g in plan.groups if not moved[g.start : g.start + g.channels].any())
-
-
-def _as_plan(
-    plan_or_model: Plan | nn.Module, example_inputs: Any = None, batchnorm: str | None = None
-) -> Plan:
-    if isinstance(plan_or_model, Plan):
-        if example_inputs is not None:
-            raise ArgumentError("example_inputs go with a model; a plan was given")
-        return plan_or_model
-    if not isinstance(plan_or_model, nn.Module):
-        raise ArgumentError(f"expected a Plan or an nn.Module, not {type(plan_or_model).__name__}")
-    from enorm_fx.analysis import analyze  # not needed, and not loaded, where there is a plan
-
-    if batchnorm is None:
-        return analyze(plan_or_model, example_inputs)
-    return analyze(plan_or_model, example_inputs, batchnorm=batchnorm)

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from laws import ROUNDING, clear_rank, count_symmetries, largest_change, randomized
 from torch import Tensor, nn
-from zoo_small import ZOO, Net, Small, parameter
 
 from enorm_fx import analyze
 from enorm_fx.errors import ArgumentError
-from enorm_fx.plan import Plan, Term
+from enorm_fx.model_plan import Plan
+from enorm_fx.symmetry.solution import ScaleTerm
+from tests.support.laws import ROUNDING, clear_rank, count_symmetries, largest_change, randomized
+from tests.support.zoo_small import ZOO, Net, Small, parameter
 
 
 def plan_of(small: Small, **options: Any) -> tuple[Plan, tuple[Tensor, ...]]:
@@ -100,7 +101,7 @@ def test_a_matrix_without_a_gap_has_no_clear_rank() -> None:
 def test_a_tampered_plan_changes_the_function() -> None:
     plan, inputs = plan_of(next(small for small in ZOO if small.name == "mlp"))
     first = plan.parameters[0]
-    terms = tuple(Term(-t.coefficient, t.index) for t in first.terms)
+    terms = tuple(ScaleTerm(-t.coefficient, t.index) for t in first.terms)
     wrong = replace(plan, parameters=(replace(first, terms=terms), *plan.parameters[1:]))
     assert largest_change(plan, inputs) < ROUNDING
     assert largest_change(wrong, inputs) > 1e-3

@@ -6,22 +6,31 @@ import itertools
 import math
 
 import pytest
-import slow_reference as slow
 import torch
-from helpers import KINDS, largest_error, make, outputs, random_scales, same_bits, weights
-from plans import Case, all_cases, chain, residual
 from torch import Tensor, nn
 
-from enorm_fx import enorm as enorm_module
-from enorm_fx.enorm import ENorm, Report, balance
+from enorm_fx import balancing
+from enorm_fx.balancing import Report, balance
+from enorm_fx.enorm import ENorm
 from enorm_fx.errors import ArgumentError, NonFiniteError
-from enorm_fx.plan import Plan
+from enorm_fx.model_plan import Plan
 from enorm_fx.step import coarse
 from enorm_fx.step.apply import rescale_
 from enorm_fx.step.coarse import make_coarse, minimize, unbounded
 from enorm_fx.step.measure import objective
 from enorm_fx.step.program import Program
 from enorm_fx.step.solve import alive
+from tests.support import slow_reference as slow
+from tests.support.helpers import (
+    KINDS,
+    largest_error,
+    make,
+    outputs,
+    random_scales,
+    same_bits,
+    weights,
+)
+from tests.support.plans import Case, all_cases, chain, residual
 
 
 def relative_gradient(plan: Plan, p: float, c: float) -> float:
@@ -204,7 +213,7 @@ def test_a_balanced_network_needs_no_cycle() -> None:
 
 
 def test_a_gap_that_is_left_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(enorm_module, "_MAX_CYCLES", 2)
+    monkeypatch.setattr(balancing, "_MAX_CYCLES", 2)
     case = make("residual", seed=1)
     report = balance(case.plan)
     assert report.cycles == 2

@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from laws import ROUNDING
-from zoo_networks import NETWORKS, built
 
 from enorm_fx import analyze, count_symmetries, verify
-from enorm_fx.plan import Plan
+from enorm_fx.model_plan import Plan
+from tests.support.laws import ROUNDING
+from tests.support.zoo_networks import NETWORKS, built
 
 # The packed projection of cross attention is one parameter whose rows read two tensors. Taken as
 # one call, each third has input scales of its own; written out, and in the numerical count, the

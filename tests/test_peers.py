@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from laws import ROUNDING, count_symmetries, largest_change, randomized
 from torch import Tensor, nn
-from zoo_small import Net
 
 from enorm_fx import analyze
+from tests.support.laws import ROUNDING, count_symmetries, largest_change, randomized
+from tests.support.zoo_small import Net
 
 L, C = nn.Linear, nn.Conv2d
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import ROUNDING, count_symmetries, largest_change, randomized
 from torch import Tensor, nn
 
 from enorm_fx import analyze
 from enorm_fx.rules.shape import reshape_ids
+from tests.support.laws import ROUNDING, count_symmetries, largest_change, randomized
 
 ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Tanh, nn.ReLU6]
 ALWAYS = {"deadline": None, "derandomize": True}

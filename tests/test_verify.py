@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import laws
 import pytest
 import torch
-from laws import randomized
 from torch import Tensor, nn
-from zoo_small import ZOO, Small
 
 from enorm_fx import analyze, verify
+from enorm_fx.counting import count_symmetries
 from enorm_fx.errors import ArgumentError
-from enorm_fx.plan import Plan, Term
-from enorm_fx.verify import count_symmetries, relative_change
+from enorm_fx.model_plan import Plan
+from enorm_fx.symmetry.solution import ScaleTerm
+from enorm_fx.verifying import relative_change
+from tests.support import laws
+from tests.support.laws import randomized
+from tests.support.zoo_small import ZOO, Small
 
 ROWS = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -31,7 +33,7 @@ def net() -> nn.Module:
 def tampered(plan: Plan, name: str) -> Plan:
     """The plan with the sign of one parameter's scales turned."""
     parameters = tuple(
-        replace(p, terms=tuple(Term(-t.coefficient, t.index) for t in p.terms))
+        replace(p, terms=tuple(ScaleTerm(-t.coefficient, t.index) for t in p.terms))
         if p.name == name
         else p
         for p in plan.parameters

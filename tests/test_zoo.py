@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from laws import ROUNDING, largest_change, randomized
 from torch import Tensor, nn
 
 from enorm_fx import analyze
-from enorm_fx.plan import Plan
+from enorm_fx.model_plan import Plan
+from tests.support.laws import ROUNDING, largest_change, randomized
 
 models = pytest.importorskip("torchvision.models")
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from enorm_fx.plan import Plan, Term
+from enorm_fx.model_plan import Plan
+from enorm_fx.symmetry.solution import ScaleTerm
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def _norm(axes: list[Axis], channels: int) -> Tensor:
     return norms[0] if len(norms) == 1 else torch.stack(norms).square().sum(0).sqrt()
 
 
-def _axis(plan: Plan, term: Term, parameter: nn.Parameter, counted: bool) -> tuple[int, Axis]:
+def _axis(plan: Plan, term: ScaleTerm, parameter: nn.Parameter, counted: bool) -> tuple[int, Axis]:
     """The group of a term, and the axis that it scales."""
     shape = tuple(term.index.shape)
     axes = [axis for axis, size in enumerate(shape) if size > 1] or [0]

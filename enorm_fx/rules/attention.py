@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from enorm_fx.labels import Label, LabelTerm, add, expand_dims
 from enorm_fx.rules.linear import add_bias, contract, linear, moving
 from enorm_fx.rules.registry import Context, rule
+from enorm_fx.symmetry.labels import Label, LabelTerm, add, expand_dims
 
 
 @rule("scaled_dot_product_attention")

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from enorm_fx.labels import Label, LabelTerm
 from enorm_fx.rules.registry import Context, rule
+from enorm_fx.symmetry.labels import Label, LabelTerm
 
 
 @rule(

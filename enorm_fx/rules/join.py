@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from enorm_fx.labels import Label, LabelTerm, add
 from enorm_fx.rules.registry import Context, rule
+from enorm_fx.symmetry.labels import Label, LabelTerm, add
 from enorm_fx.tracing.trace import Node
 
 _CONSTANT = "a constant is added"

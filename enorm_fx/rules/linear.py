@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from enorm_fx.labels import Label, LabelTerm, add, expand_dims, squeeze_constant
 from enorm_fx.rules.registry import Context, rule
+from enorm_fx.symmetry.labels import Label, LabelTerm, add, expand_dims, squeeze_constant
 
 
 def contract(ctx: Context, product: Label, axis: int) -> Label:

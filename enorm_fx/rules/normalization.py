@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from enorm_fx.labels import Label, LabelTerm, expand_dims
 from enorm_fx.rules.registry import Context, rule
+from enorm_fx.symmetry.labels import Label, LabelTerm, expand_dims
 
 
 @rule("batch_norm", weights=("weight", "bias"))

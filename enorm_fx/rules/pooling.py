@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from enorm_fx.labels import Label
 from enorm_fx.rules.join import side_by_side
 from enorm_fx.rules.registry import Context, rule
+from enorm_fx.symmetry.labels import Label
 
 
 def _with_indices(ctx: Context, label: Label) -> Any:

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from enorm_fx.labels import Label, LabelTerm, add
 from enorm_fx.rules.join import equalized
 from enorm_fx.rules.linear import contract, moving
 from enorm_fx.rules.registry import Context, rule
+from enorm_fx.symmetry.labels import Label, LabelTerm, add
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from enorm_fx.errors import RuleError
-from enorm_fx.labels import Label, LabelTerm, System
 from enorm_fx.rules.registry import Context, Entry, Origin, Rule, as_entry, bind, find
+from enorm_fx.symmetry.labels import Label, LabelTerm, System
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace, replace_nodes
 
 # Ops that in place change how memory is looked at, not what it holds.

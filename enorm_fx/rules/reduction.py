@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from enorm_fx.labels import Label, LabelTerm
 from enorm_fx.rules.elementwise import bounded
 from enorm_fx.rules.join import extremum
 from enorm_fx.rules.registry import Context, rule
+from enorm_fx.symmetry.labels import Label, LabelTerm
 
 
 def axes_of(x: Label, dim: Any) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from enorm_fx.errors import RuleError
-from enorm_fx.labels import Label, LabelTerm, System, combine
+from enorm_fx.symmetry.labels import Label, LabelTerm, System, combine
 from enorm_fx.tracing.trace import Node, Spec, Trace
 
 Rule = Callable[..., Any]

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from enorm_fx.labels import Label, expand_dims, squeeze_constant
 from enorm_fx.rules.join import equalized
 from enorm_fx.rules.registry import Context, rule
+from enorm_fx.symmetry.labels import Label, expand_dims, squeeze_constant
 from enorm_fx.tracing.trace import Spec, nodes_in
 
 # Ids are written out in full only up to this size; a larger label is pinned.

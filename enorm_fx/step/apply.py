@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.optim import Optimizer
 
-from enorm_fx.plan import Plan
+from enorm_fx.plan.data import PlanData
 from enorm_fx.step.checks import check_log_scales, check_optimizer
 from enorm_fx.step.precision import full_precision
 from enorm_fx.step.program import Program
 
 
 def rescale_(
-    plan: Plan,
+    plan: PlanData,
     log_scales: Tensor,
     optimizer: Optimizer | None = None,
     buffers: Mapping[str, int] | None = None,

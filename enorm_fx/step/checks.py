@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from enorm_fx.errors import ArgumentError, NonFiniteError, PlanError
-from enorm_fx.plan import Plan
+from enorm_fx.plan.data import PlanData
 from enorm_fx.step.order import ORDERS
 
 
@@ -50,7 +50,7 @@ def check_count(name: str, value: object, least: int) -> None:
         raise ArgumentError(f"{name} must be an integer >= {least}, not {value!r}")
 
 
-def check_exact(plan: Plan, exact: bool) -> bool:
+def check_exact(plan: PlanData, exact: bool) -> bool:
     """Powers of two stay such under integer exponents only."""
     if exact:
         for scaled in plan.parameters:
@@ -63,7 +63,7 @@ def check_exact(plan: Plan, exact: bool) -> bool:
     return exact
 
 
-def check_optimizer(plan: Plan, optimizer: Optimizer | None) -> None:
+def check_optimizer(plan: PlanData, optimizer: Optimizer | None) -> None:
     """A scaled parameter that the optimizer does not hold has no state. None at all: a mistake."""
     if optimizer is None:
         return
@@ -80,7 +80,7 @@ def check_optimizer(plan: Plan, optimizer: Optimizer | None) -> None:
         )
 
 
-def check_log_scales(plan: Plan, log_scales: Tensor) -> None:
+def check_log_scales(plan: PlanData, log_scales: Tensor) -> None:
     shape = (plan.num_scales,)
     if not isinstance(log_scales, Tensor) or not log_scales.dtype.is_floating_point:
         kind = getattr(log_scales, "dtype", type(log_scales).__name__)
@@ -93,7 +93,7 @@ def check_log_scales(plan: Plan, log_scales: Tensor) -> None:
         raise ArgumentError("log_scales must be finite")
 
 
-def check_finite(plan: Plan) -> None:
+def check_finite(plan: PlanData) -> None:
     for scaled in plan.parameters:
         if scaled.counted and not bool(find_parameter(plan.model, scaled.name).isfinite().all()):
             raise NonFiniteError(

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from enorm_fx.optim import exponents
 from enorm_fx.step.backends import compile_step
 from enorm_fx.step.bound import Bound, structure_of
 from enorm_fx.step.job import Compiled, Job
+from enorm_fx.step.optimizer_state import exponents
 from enorm_fx.step.program import Program
 
 

@@ -16,8 +16,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from enorm_fx.plan import Group, Plan, ScaledParameter, Term
+from enorm_fx.plan.data import Group, PlanData, ScaledParameter
 from enorm_fx.step.order import batches
+from enorm_fx.symmetry.solution import ScaleTerm
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,7 +116,7 @@ class Layout:
 
 
 def make_layout(
-    plan: Plan, active: Iterable[Group] | None, device: torch.device, order: str = "sequential"
+    plan: PlanData, active: Iterable[Group] | None, device: torch.device, order: str = "sequential"
 ) -> Layout:
     """Compile a plan for the given groups; scales of other groups count as pinned.
 
@@ -143,7 +144,7 @@ def make_layout(
     return _on_device(Layout(plan.num_scales, entries, blocks, groups, turns), device)
 
 
-def _entries(plan: Plan, owner: Tensor) -> tuple[Entry, ...]:
+def _entries(plan: PlanData, owner: Tensor) -> tuple[Entry, ...]:
     return tuple(e for s in plan.parameters if (e := _entry(s, owner)) is not None)
 
 
@@ -177,11 +178,11 @@ def _entry(scaled: ScaledParameter, owner: Tensor) -> Entry | None:
     )
 
 
-def _active(term: Term, owner: Tensor) -> Term | None:
+def _active(term: ScaleTerm, owner: Tensor) -> ScaleTerm | None:
     """The term with every scale pinned that no active group owns; None if nothing is left."""
     ids = term.index.cpu()
     ids = torch.where(owner[ids] >= 0, ids, -1)  # owner[-1] is -1: pinned stays pinned
-    return Term(term.coefficient, ids) if term.coefficient and bool((ids >= 0).any()) else None
+    return ScaleTerm(term.coefficient, ids) if term.coefficient and bool((ids >= 0).any()) else None
 
 
 def _run(index: Tensor, axis: int, size: int) -> int:

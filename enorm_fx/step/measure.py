@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from enorm_fx.plan import Plan
+from enorm_fx.plan.data import PlanData
 from enorm_fx.step.checks import check_settings, find_parameter
 from enorm_fx.step.layout import Block, Entry
 
@@ -19,7 +19,7 @@ _SHORT = 32  # entries of a row, below which vector_norm spends its time between
 _CHUNK = 1 << 18  # entries of the buffer
 
 
-def objective(plan: Plan, p: float = 2, c: float = 1.0) -> float:
+def objective(plan: PlanData, p: float = 2, c: float = 1.0) -> float:
     """J at u = 0: sum over counted parameters of c^(-p * depth) * sum |w|^p.
 
     For p = inf: the maximum of c^-depth * max |w|. Computed in float64; inf or NaN if a weight is.

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from enorm_fx.errors import NonFiniteError, PlanError
-from enorm_fx.optim import exponents, state_buffers
-from enorm_fx.plan import Group, Plan
+from enorm_fx.plan.data import Group, PlanData
 from enorm_fx.step.checks import find_parameter
 from enorm_fx.step.factors import (
     Factors,
@@ -35,6 +34,7 @@ from enorm_fx.step.measure import (
     measure_,
     size,
 )
+from enorm_fx.step.optimizer_state import exponents, state_buffers
 from enorm_fx.step.precision import full_precision
 from enorm_fx.step.solve import Descent, sweep_
 
@@ -51,7 +51,7 @@ class Program:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: PlanData,
         active: Iterable[Group] | None,
         *,
         p: float = math.inf,

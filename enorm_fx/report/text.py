@@ -1,0 +1,32 @@
+"""A plan as a short plain text: what `str(plan)` gives."""
+
+from __future__ import annotations
+
+from enorm_fx.plan.data import PlanData
+from enorm_fx.report.contents import exactness, to_dict
+from enorm_fx.report.names import counted, few
+
+_TEXT_GROUPS = 10  # groups in str(plan)
+
+
+def text(plan: PlanData) -> str:
+    """A short plain summary: what `str(plan)` gives."""
+    data = to_dict(plan)
+    totals, groups = data["totals"], data["groups"]
+    lines = [
+        f"Plan for {data['model']} ({data['tracer']} front end): "
+        f"{counted(totals['weights'], 'weight')}, {counted(data['num_scales'], 'scale')} in "
+        f"{counted(totals['groups'], 'group')}, {counted(totals['pairs'], 'pair')}, "
+        f"{counted(totals['blocked_sides'], 'blocked side')}",
+        exactness(data),
+        *data["notes"],
+    ]
+    shown = groups[:_TEXT_GROUPS]
+    if shown:
+        rows = [("channels", "producers", "consumers")]
+        rows += [(str(g["channels"]), few(g["producers"]), few(g["consumers"])) for g in shown]
+        width = max(len(row[1]) for row in rows)
+        lines += [f"  {a:>8}  {b:<{width}}  {c}" for a, b, c in rows]
+    if len(groups) > len(shown):
+        lines.append(f"  and {counted(len(groups) - len(shown), 'more group')}: see plan.groups")
+    return "\n".join(lines)

@@ -1,0 +1,128 @@
+"""Which optimizer buffer takes which power when the weights are rescaled.
+
+If a weight w becomes a * w and the network keeps its function, every gradient g becomes g / a.
+A buffer must become what it would be, had the rescaled network been trained from the start:
+
+    linear in gradients (momentum of SGD, exp_avg)             a^-1
+    quadratic in gradients (exp_avg_sq, square_avg, sum)       a^-2
+    gradients divided by their own size (RMSprop's momentum)   a^0
+    weights or their updates (ax, Rprop's step_size)           a^1
+    squared updates (acc_delta)                                a^2
+
+Nothing here writes: `state_buffers` says what is to be multiplied by what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from enorm_fx.errors import OptimizerStateError
+
+# By the name of the class in torch.optim; a class that this torch does not have is passed over.
+EXPONENTS: Mapping[str, Mapping[str, int]] = {
+    "SGD": {"momentum_buffer": -1},
+    "Adam": {"exp_avg": -1, "exp_avg_sq": -2, "max_exp_avg_sq": -2},
+    "AdamW": {"exp_avg": -1, "exp_avg_sq": -2, "max_exp_avg_sq": -2},
+    "SparseAdam": {"exp_avg": -1, "exp_avg_sq": -2},
+    "NAdam": {"exp_avg": -1, "exp_avg_sq": -2},
+    "RAdam": {"exp_avg": -1, "exp_avg_sq": -2},
+    "Adamax": {"exp_avg": -1, "exp_inf": -1},
+    # Its momentum adds up g / sqrt(square_avg), which no rescaling changes.
+    "RMSprop": {"square_avg": -2, "grad_avg": -1, "momentum_buffer": 0},
+    "Adagrad": {"sum": -2},
+    # acc_delta averages squared updates: these are as large as the weights, not as gradients.
+    "Adadelta": {"square_avg": -2, "acc_delta": 2},
+    "ASGD": {"ax": 1},
+    # Only the sign of prev is used; step_size is the update itself.
+    "Rprop": {"prev": -1, "step_size": 1},
+    "Muon": {"momentum_buffer": -1},
+    # row_var and col_var mix rows and columns of different factors: left out, hence refused.
+    "Adafactor": {"variance": -2},
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Buffer:
+    """A tensor of optimizer state, and the power of the weight's factor that it takes."""
+
+    name: str
+    tensor: Tensor
+    exponent: int
+
+
+def exponents(optimizer: Optimizer, buffers: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Buffer names of this optimizer and the power of the factor that each takes.
+
+    A subclass has the buffers of the classes that it derives from. `buffers` adds names, and
+    goes before the table: `{"my_average": -1}`; 0 leaves a buffer as it is.
+    """
+    known: dict[str, int] = {}
+    for cls in reversed(type(optimizer).__mro__):
+        if getattr(torch.optim, cls.__name__, None) is cls:
+            known.update(EXPONENTS.get(cls.__name__, {}))
+    known.update(buffers or {})
+    return known
+
+
+def state_buffers(
+    optimizer: Optimizer,
+    parameter: Tensor,
+    name: str,
+    known: Mapping[str, int],
+) -> tuple[Buffer, ...]:
+    """The state tensors of `parameter` that change with its scale.
+
+    known: what `exponents` gave. name: the parameter's, for messages. State that does not exist
+    yet, None, numbers and one-element counters need nothing.
+
+    Raises OptimizerStateError for a tensor that `known` does not name, or of another shape.
+    """
+    _refuse_joint_state(optimizer)
+    found = []
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if key in known:
+            if not isinstance(value, Tensor):
+                continue
+            if value.shape != parameter.shape:
+                raise _unknown(optimizer, key, value, name)
+            if known[key]:
+                found.append(Buffer(key, value, known[key]))
+            continue
+        for tensor in _tensors(value):
+            if tensor.numel() > 1 or tensor.shape == parameter.shape:
+                raise _unknown(optimizer, key, tensor, name)
+    return tuple(found)
+
+
+def _refuse_joint_state(optimizer: Optimizer) -> None:
+    """LBFGS keeps all parameters' history in the state of the first one: never found by name."""
+    if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
+        raise OptimizerStateError(
+            f"{type(optimizer).__name__} keeps directions through all parameters at once, which "
+            "cannot follow a rescaling; rescale before its first step, or clear optimizer.state"
+        )
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _unknown(optimizer: Optimizer, key: str, tensor: Tensor, name: str) -> OptimizerStateError:
+    return OptimizerStateError(
+        f"{type(optimizer).__name__} keeps the buffer '{key}' of shape {tuple(tensor.shape)} for "
+        f"'{name}', and how it follows a rescaled weight is not known; nothing was written. Pass "
+        f"buffers={{'{key}': k}} if it takes the k-th power of the weight's factor (-1: linear "
+        "in gradients, -2: quadratic, 0: stays), or remove it from the state"
+    )

@@ -1,0 +1,166 @@
+"""From the solution of the equations to scales that count: live, independent, in groups."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from enorm_fx.symmetry.labels import Equations, LabelTerm, distinct, term_blocks
+from enorm_fx.symmetry.solution import ScaleTerm, connected, eliminate, merge_repeated
+
+_DENOMINATOR = 720720  # makes integers of every fraction that roots and squares lead to
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Basis:
+    """The scales of a plan.
+
+    index:  (size,) int64: variable -> position in u, -1 for variables that are no scale.
+    groups: channels of each group; its scales follow each other in u.
+    """
+
+    index: Tensor
+    groups: tuple[int, ...]
+
+
+def build_basis(
+    size: int, parameters: dict[str, tuple[ScaleTerm, ...]], counted: Collection[str] | None = None
+) -> Basis:
+    """Choose the scales: free variables that move a parameter, without redundant directions.
+
+    size: number of variables; parameters: name -> terms, in execution order; counted: those among
+    them that make a scale count (one that moves others alone stays at zero); None: all.
+    """
+    compact = {
+        name: tuple(ScaleTerm(t.coefficient, distinct([t.index])[0]) for t in terms)
+        for name, terms in parameters.items()
+    }
+    live = torch.zeros(size + 1, dtype=torch.bool)  # the last entry stands for index -1
+    moving = {n: t for n, t in parameters.items() if counted is None or n in counted}
+    redundant = _redundant(size, moving, live)
+    live[redundant] = False
+    return _group(size, compact, live[:size])
+
+
+def _redundant(size: int, parameters: dict[str, tuple[ScaleTerm, ...]], live: Tensor) -> Tensor:
+    """Variables to leave out because some direction of u moves no weight at all.
+
+    Marks in `live` every variable that moves something. A direction moves nothing if every
+    parameter f(i) + g(j) has constant f and constant g that add up to zero. So variables along
+    one axis of a parameter are one unknown (a connected component), with one equation per
+    parameter; those few are eliminated exactly.
+    """
+    edges: list[Tensor] = []
+    base: list[list[tuple[int, int]]] = []
+    mixed: list[Equations] = []
+    for terms in parameters.values():
+        coefficients = {id(t.index): round(t.coefficient * _DENOMINATOR) for t in terms}
+        row: dict[int, int] = {}
+        for block in term_blocks([LabelTerm(1, t.index) for t in terms]) if terms else ():
+            weights = [coefficients[id(t.ids)] for t in block]
+            arrays = torch.broadcast_tensors(*distinct([t.ids for t in block]))
+            ids = [i.reshape(-1) for i in arrays]
+            for weight, i in zip(weights, ids, strict=True):
+                row[int(i[0])] = row.get(int(i[0]), 0) + weight
+            if len(ids) == 1:
+                edges.append(torch.stack([ids[0], ids[0][:1].expand_as(ids[0])]) % (size + 1))
+                if bool((ids[0] != ids[0][0]).any()):
+                    live[ids[0]] = True
+            else:
+                mixed.append(_differences(ids, weights))
+                moved, weight_ = merge_repeated(mixed[-1])
+                live[moved[weight_ != 0]] = True
+        base.append([(v, w) for v, w in row.items() if w and v >= 0])
+        for variable, _ in base[-1]:
+            live[variable] = True
+    component = connected(size + 1, edges)
+    known = component == component[size]  # together with something pinned
+    longest = max(map(len, base), default=0)
+    padded = torch.tensor([[*row, *[(-1, 0)] * (longest - len(row))] for row in base])
+    if padded.numel():
+        mixed.append(Equations(padded[..., 1].T, padded[..., 0].T, 0))
+    # One variable of each free component, its first, is set to zero: that fixes the direction.
+    return _unsettled(size, mixed, component, known, live)
+
+
+def _differences(ids: list[Tensor], weights: list[int]) -> Equations:
+    """Rows f(i) - f(0) of a sum of several terms along the same axes."""
+    stacked = torch.stack(ids)
+    weight = torch.tensor(weights).unsqueeze(1)
+    spread = torch.cat([weight, -weight]).expand(-1, stacked.shape[1])
+    return Equations(spread, torch.cat([stacked, stacked[:, :1].expand_as(stacked)]), 0)
+
+
+def _unsettled(
+    size: int, rows: list[Equations], component: Tensor, known: Tensor, live: Tensor
+) -> Tensor:
+    """Components that stay free when every row must vanish.
+
+    A component that some row has alone is settled at zero; with it, others follow. What is left
+    is eliminated exactly.
+    """
+    settled = torch.zeros(size + 1, dtype=torch.bool)
+    settled[component[known]] = True
+    used = torch.zeros(size + 1, dtype=torch.bool)
+    used[component[live]] = True  # also where no row is left, as in u[i] - u[j]
+    pending = []
+    for equations in rows:
+        ids = torch.where(equations.ids < 0, size, equations.ids)
+        pending.append(Equations(equations.weights, component[ids], 0))
+    progress = True
+    while pending and progress:
+        progress = False
+        still = []
+        for equations in pending:
+            weights = torch.where(settled[equations.ids], 0, equations.weights)
+            ids, weights = merge_repeated(Equations(weights, equations.ids, 0))
+            count = (weights != 0).sum(dim=0)
+            single = (weights != 0) & (count == 1)
+            if bool(single.any()):
+                settled[ids[single]] = True
+                progress = True
+            if bool((count > 1).any()):
+                still.append(Equations(weights[:, count > 1], ids[:, count > 1], 0))
+        pending = still
+    sums, zeros = eliminate(pending)
+    used &= ~settled
+    used[[*sums, *zeros]] = False
+    return used.nonzero().squeeze(1)
+
+
+def _group(size: int, parameters: dict[str, tuple[ScaleTerm, ...]], live: Tensor) -> Basis:
+    """Variables that move the same parameters in the same way, next to each other in u."""
+    signature = torch.zeros(size + 1, dtype=torch.int64)
+    first = torch.full((size + 1,), len(parameters))
+    for position, (name, terms) in enumerate(parameters.items()):
+        for term in terms:
+            ids = term.index.reshape(-1)
+            axes = tuple(a for a, n in enumerate(term.index.shape) if n > 1)
+            # Assigned, not added: an index that occurs twice gets the same value twice.
+            signature[ids] = signature[ids] * _MIX + _hash(name, term.coefficient, axes)
+            first[ids] = torch.clamp(first[ids], max=position)
+    scales = live.nonzero().squeeze(1)
+    _, inverse = signature[scales].unique(return_inverse=True)
+    count = int(inverse.max()) + 1 if len(scales) else 0
+    # A group's place: the parameter that it moves first, then its first variable.
+    key = first[scales] * size + scales
+    place = torch.full((count,), torch.iinfo(torch.int64).max)
+    place.scatter_reduce_(0, inverse, key, "amin")
+    rank = torch.empty(count, dtype=torch.int64)
+    rank[place.argsort()] = torch.arange(count)
+    order = (rank[inverse] * size + scales).argsort()
+    index = torch.full((size,), -1)
+    index[scales[order]] = torch.arange(len(scales))
+    return Basis(index, tuple(torch.bincount(rank[inverse], minlength=count).tolist()))
+
+
+_MIX = 0x5851F42D4C957F2D
+
+
+def _hash(*key: object) -> int:
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)

@@ -1,0 +1,224 @@
+"""Solve the equations between scale variables.
+
+Nearly all equations say x = 0, x = y or x = -y. Those are solved at once for all variables, as
+connected components of a graph in which every variable stands twice, for x and for -x. The few
+that remain (relu(gate) * up meeting a residual stream, squares) are eliminated one by one over
+the rationals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from enorm_fx.symmetry.labels import Equations, LabelTerm, System
+
+_Parts = tuple[tuple[Fraction, int], ...]  # coefficient, free variable
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScaleTerm:
+    """One factor of a parameter: entry e is multiplied by exp(coefficient * u[index[e]]).
+
+    index: int64, as many axes as the parameter, each of size 1 (broadcast) or of the
+    parameter's size; -1 where nothing may be rescaled. coefficient is dimensionless.
+    """
+
+    coefficient: float
+    index: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solution:
+    """Every variable in terms of free ones.
+
+    root:   (size,) int64: the variable that stands for this one, -1 where it is zero (pinned).
+    sign:   (size,) int64: +1 or -1 times the root.
+    sums:   roots that are themselves sums of free roots, after elimination.
+    """
+
+    root: Tensor
+    sign: Tensor
+    sums: dict[int, _Parts] = field(default_factory=dict)
+
+    def terms(self, terms: Sequence[LabelTerm]) -> tuple[ScaleTerm, ...]:
+        """A label in free variables: one ScaleTerm for each coefficient that occurs."""
+        parts: dict[Fraction, list[Tensor]] = {}
+        for term in terms:
+            root = self._lookup(self.root, term.ids)
+            signed = self._lookup(self.sign, term.ids) * term.coefficient
+            for coefficient in signed[root >= 0].unique().tolist():
+                index = torch.where(signed == coefficient, root, -1)
+                for factor, part in self._expand(index):
+                    parts.setdefault(factor * coefficient, []).append(part)
+        return tuple(
+            ScaleTerm(float(coefficient), part)
+            for coefficient, group in parts.items()
+            if coefficient
+            for part in group
+        )
+
+    @staticmethod
+    def _lookup(table: Tensor, ids: Tensor) -> Tensor:
+        return table[ids.reshape(-1)].reshape(ids.shape)
+
+    def _expand(self, index: Tensor) -> list[tuple[Fraction, Tensor]]:
+        """Replace roots that are sums; entries with a sum move to terms of their own."""
+        if not self.sums:
+            return [(Fraction(1), index)]
+        summed = torch.tensor(sorted(self.sums))
+        special = torch.isin(index, summed)
+        if not bool(special.any()):
+            return [(Fraction(1), index)]
+        result = [(Fraction(1), torch.where(special, -1, index))]
+        longest = max(len(self.sums[int(r)]) for r in index[special].unique())
+        for k in range(longest):
+            parts: dict[Fraction, dict[int, int]] = {}
+            for r in index[special].unique().tolist():
+                if k < len(self.sums[r]):
+                    coefficient, free = self.sums[r][k]
+                    parts.setdefault(coefficient, {})[r] = free
+            for coefficient, replace in parts.items():
+                table = torch.full((int(summed[-1]) + 1,), -1)
+                table[torch.tensor(list(replace))] = torch.tensor(list(replace.values()))
+                chosen = torch.where(special, index, summed[-1])
+                part = torch.where(special, table[chosen], -1)
+                result.append((coefficient, part))
+        return [(c, part) for c, part in result if bool((part >= 0).any())]
+
+
+def solve(system: System) -> Solution:
+    """The general solution of all equations of a system."""
+    size = system.size
+    label = torch.arange(2 * size + 1)  # 2v for v, 2v + 1 for -v, the last for zero
+    hard = system.equations
+    while True:
+        root, sign = _roots(label)
+        edges: list[Tensor] = []
+        hard = [rest for e in hard if (rest := _reduce(e, root, sign, edges)).ids.shape[1]]
+        if not edges:
+            break
+        label = connected(len(label), [label[edge] for edge in edges])[label]
+    sums, zeros = eliminate(hard)
+    for variable in zeros:
+        root[root == variable] = -1
+    return Solution(root, sign, sums)
+
+
+def _roots(label: Tensor) -> tuple[Tensor, Tensor]:
+    """(root, sign) of every variable; one that equals its own negative is zero: root -1."""
+    plus, minus = label[0:-1:2], label[1:-1:2]
+    return torch.where(plus == minus, -1, plus // 2), 1 - 2 * (plus % 2)
+
+
+def _reduce(equations: Equations, root: Tensor, sign: Tensor, edges: list[Tensor]) -> Equations:
+    """Rewrite rows in roots; rows that say x = 0 or x = +-y go to the edges.
+
+    Returns the rows that say more.
+    """
+    signed = equations.weights * sign[equations.ids]
+    ids, weights = merge_repeated(Equations(signed, root[equations.ids], equations.origin))
+    # Terms that are left stand last, in at most as many rows as there are terms.
+    order = (weights != 0).int().argsort(dim=0, stable=True)
+    ids, weights = ids.gather(0, order), weights.gather(0, order)
+    count = (weights != 0).sum(dim=0)
+    single = count == 1
+    if bool(single.any()):
+        edges.append(_zero(ids[-1, single], 2 * len(root)))
+    hard = count > 2
+    if len(ids) > 1:
+        even = weights[-1].abs() == weights[-2].abs()
+        double = (count == 2) & even
+        if bool(double.any()):
+            opposite = (weights[-1] == weights[-2])[double].long()  # x + y = 0
+            edges.append(_link(ids[-2, double], ids[-1, double], opposite))
+        hard |= (count == 2) & ~even
+    return Equations(weights[:, hard], ids[:, hard], equations.origin)
+
+
+def _zero(x: Tensor, zero: int) -> Tensor:
+    """Doubled ids of variables that are zero: both signs are tied to one node."""
+    both = torch.cat([2 * x, 2 * x + 1])
+    return torch.stack([both, torch.full_like(both, zero)])
+
+
+def merge_repeated(equations: Equations) -> tuple[Tensor, Tensor]:
+    """(ids, weights) with each variable once per row; those with id -1 are dropped (weight 0)."""
+    ids, order = equations.ids.sort(dim=0)
+    weights = equations.weights.gather(0, order)
+    weights = torch.where(ids < 0, 0, weights)
+    for k in range(len(ids) - 1):
+        same = ids[k] == ids[k + 1]
+        weights[k + 1] += torch.where(same, weights[k], 0)
+        weights[k] = torch.where(same, 0, weights[k])
+    return ids, weights
+
+
+def _link(x: Tensor, y: Tensor, opposite: Tensor) -> Tensor:
+    """Doubled ids (2v for v, 2v + 1 for -v) of pairs with x = y, or x = -y."""
+    plus = torch.stack([2 * x, 2 * y + opposite])
+    minus = torch.stack([2 * x + 1, 2 * y + 1 - opposite])
+    return torch.cat([plus, minus], dim=1)
+
+
+def connected(size: int, edges: list[Tensor]) -> Tensor:
+    """For each of `size` nodes the smallest node of its connected component.
+
+    edges: int64 tensors of shape (2, n).
+    """
+    label = torch.arange(size)
+    if not edges:
+        return label
+    a, b = torch.cat(edges, dim=1)
+    while True:
+        low, high = torch.minimum(label[a], label[b]), torch.maximum(label[a], label[b])
+        active = low != high
+        if not bool(active.any()):
+            return label
+        a, b = a[active], b[active]
+        label.scatter_reduce_(0, high[active], low[active], "amin")
+        while not torch.equal(shorter := label[label], label):  # pointer jumping
+            label = shorter
+
+
+_Sum = dict[int, Fraction]
+
+
+def eliminate(hard: list[Equations]) -> tuple[dict[int, _Parts], list[int]]:
+    """Gaussian elimination over the rationals of the few equations that are left.
+
+    Returns (variable -> sum of free variables, variables that are zero).
+    """
+    pivots: dict[int, _Sum] = {}
+    for equations in hard:
+        for row in torch.cat([equations.weights, equations.ids]).T.unique(dim=0).tolist():
+            terms = len(row) // 2
+            total: _Sum = {}
+            for weight, variable in zip(row[:terms], row[terms:], strict=True):
+                if weight:
+                    _add(total, pivots.get(variable, {variable: Fraction(1)}), Fraction(weight))
+            if not total:
+                continue
+            # The newest variable with a unit coefficient keeps the coefficients integers.
+            pivot = max(total, key=lambda v: (abs(total[v]) == 1, v))
+            scale = -1 / total.pop(pivot)
+            expression = {v: c * scale for v, c in total.items()}
+            for other in pivots.values():
+                if pivot in other:
+                    _add(other, expression, other.pop(pivot))
+            pivots[pivot] = expression
+    sums = {v: tuple((c, w) for w, c in sorted(e.items())) for v, e in pivots.items() if e}
+    return sums, [v for v, e in pivots.items() if not e]
+
+
+def _add(total: _Sum, other: _Sum, factor: Fraction) -> None:
+    for variable, coefficient in other.items():
+        value = total.get(variable, Fraction(0)) + factor * coefficient
+        if value:
+            total[variable] = value
+        else:
+            total.pop(variable, None)

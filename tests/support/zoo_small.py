@@ -1,0 +1,8 @@
+"""Small models of every kind, each with its inputs, for exact counts."""
+
+from __future__ import annotations
+
+from tests.support import zoo_blocks, zoo_chains, zoo_products
+from tests.support.zoo_kit import ZOO, Net, Small, parameter
+
+__all__ = ["ZOO", "Net", "Small", "parameter", "zoo_blocks", "zoo_chains", "zoo_products"]
