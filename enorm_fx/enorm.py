@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from enorm_fx.analysis import as_plan
 from enorm_fx.errors import ArgumentError
 from enorm_fx.model_plan import Plan
-from enorm_fx.plan.data import Group
+from enorm_fx.plan.records import Group
 from enorm_fx.step.backends import BACKENDS, CHECKS
 from enorm_fx.step.checks import (
     check_count,

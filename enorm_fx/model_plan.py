@@ -22,7 +22,7 @@ class Plan(PlanData):
     @classmethod
     def of(cls, data: PlanData) -> Plan:
         """The same plan with the verbs."""
-        return cls(**{f.name: getattr(data, f.name) for f in fields(data)})
+        return cls(**{f.name: getattr(data, f.name) for f in fields(data) if f.init})
 
     def norm(self, p: float = 2, c: float = 1.0) -> float:
         """The objective J of the weights as they are now (dimensionless).
@@ -39,9 +39,12 @@ class Plan(PlanData):
         """
         rescale_(self, log_scales, optimizer)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything that was found, tensors aside, in JSON types."""
-        return to_dict(self)
+    def to_dict(self, *, all_pairs: bool = False) -> dict[str, Any]:
+        """Everything that was found, tensors aside, in JSON types.
+
+        all_pairs: list `pairs` instead of `direct_pairs`.
+        """
+        return to_dict(self, all_pairs=all_pairs)
 
     def __str__(self) -> str:
         return text(self)

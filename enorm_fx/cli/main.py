@@ -127,6 +127,9 @@ def _add_analyze(commands: argparse._SubParsersAction[_Parser]) -> None:
     add("--dot", type=Path, metavar="FILE", help="also draw the graph for Graphviz")
     add("--html", type=Path, metavar="FILE", help="also draw the graph as a page for a browser")
     add("--all", action="store_true", help="leave no group, pair or blocked side out")
+    add("--all-pairs", action="store_true",
+        help="list every producer with every consumer of its group, not only the pairs between "
+        "which no other producer or consumer lies")  # fmt: skip
     add("--json", action="store_true", help="print everything as JSON, and nothing else, on stdout")
     add("--traceback", action="store_true", help="show the traceback of an error too")
     parser.set_defaults(run=_analyze)
@@ -178,7 +181,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
             verified, status = _verified(plan) if arguments.verify else ("", 0)
     _draw(plan, arguments)
     if arguments.json:
-        print(json.dumps(to_dict(plan), indent=2))
+        print(json.dumps(to_dict(plan, all_pairs=arguments.all_pairs), indent=2))
         if verified:
             print(f"verified: {verified}", file=sys.stderr)
     else:
@@ -255,7 +258,9 @@ def _show(plan: Plan, arguments: argparse.Namespace, seconds: float, verified: s
         notes.append(("verified", verified))
     notes += [("drawn in", str(path)) for path in (arguments.dot, arguments.html) if path]
     title = _title(plan, arguments)
-    show(_console(), to_dict(plan), title=title, notes=notes, everything=arguments.all)
+    data = to_dict(plan, all_pairs=arguments.all_pairs)
+    everything = arguments.all or arguments.all_pairs
+    show(_console(), data, title=title, notes=notes, everything=everything)
 
 
 def _console() -> Console:

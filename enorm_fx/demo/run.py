@@ -125,12 +125,12 @@ def _print_opening(console: Console, data: Digits, plan: Plan) -> None:
         highlight=False,
     )
     console.print(Syntax(TWO_LINES, "python", background_color="default"))
-    table = Table(title=f"{len(plan.pairs)} rescalable pairs, {plan.num_scales} free scales")
+    table = Table(title=f"{len(plan.direct_pairs)} rescalable pairs, {plan.num_scales} free scales")
     for column in ("producer", "consumer"):
         table.add_column(column)
     table.add_column("channels", justify="right")
     table.add_column("via")
-    for pair in plan.pairs:
+    for pair in plan.direct_pairs:
         table.add_row(
             layer_name(pair.producer),
             layer_name(pair.consumer),

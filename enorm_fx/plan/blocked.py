@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from enorm_fx.plan.data import Blocked
+from enorm_fx.plan.records import Blocked
 from enorm_fx.rules import Labels, Origin
 from enorm_fx.symmetry.causes import causes
 from enorm_fx.symmetry.solution import Solution

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import itertools
+from collections.abc import Collection, Iterable
 
+import networkx as nx
 import torch
 from torch import Tensor, nn
 
 from enorm_fx.plan.blocked import blocked_sides
-from enorm_fx.plan.data import Group, Pair, PlanData, ScaledParameter
-from enorm_fx.plan.graph import dataflow, depths, paths, readers, shown
+from enorm_fx.plan.data import PlanData
+from enorm_fx.plan.graph import dataflow, depths, ops_between
+from enorm_fx.plan.records import Group, ScaledParameter
 from enorm_fx.rules import Labels
 from enorm_fx.symmetry.basis import Basis, build_basis
 from enorm_fx.symmetry.labels import Label, LabelTerm
@@ -30,33 +32,33 @@ def describe(
     biases: str,
 ) -> PlanData:
     """Say in a plan what the solution of a model's equations means."""
-    names = _weights(traced, labels.parameters, batchnorm)
+    weights = _weights(traced, labels.parameters, batchnorm)
     free = {name: solution.terms(label.terms) for name, label in labels.parameters.items()}
     basis = build_basis(labels.system.size, free, _read_now(traced))
-    graph = dataflow(traced)
-    depth, last = depths(graph, names)
+    group_of = _group_of(basis)
+    graph = dataflow(traced, _carried(labels, solution, group_of))
+    depth, last = depths(graph, weights)
     parameters = tuple(
         ScaledParameter(
             name=name,
             shape=label.shape,
             terms=_renumbered(free[name], basis),
-            counted=name in names or biases == "balance",
+            counted=name in weights or biases == "balance",
             depth=depth.get(name, 1),
             last=name in last,
             aliases=traced.aliases.get(name, ()),
         )
         for name, label in labels.parameters.items()
     )
-    groups, pairs = _describe(traced, labels, solution, basis, graph, free, names)
     return PlanData(
         model=model,
         parameters=parameters,
-        groups=groups,
-        pairs=pairs,
-        blocked=blocked_sides(traced, labels, solution, names),
+        groups=_groups(basis, free, group_of, weights, graph),
+        blocked=blocked_sides(traced, labels, solution, weights),
         num_scales=sum(basis.groups),
         exact=not _any_free(solution, basis, labels.ignored),
-        graph=shown(graph, traced),
+        dataflow=graph,
+        shown=traced.shown,
         tracer=traced.front_end,
         inputs=traced.inputs,
         notes=traced.notes,
@@ -100,82 +102,74 @@ def _any_free(solution: Solution, basis: Basis, ignored: list[tuple[LabelTerm, .
     )
 
 
-def _describe(
-    trace: Trace,
-    labels: Labels,
-    solution: Solution,
-    basis: Basis,
-    graph: Any,
-    free: dict[str, tuple[ScaleTerm, ...]],
-    weights: dict[str, Node],
-) -> tuple[tuple[Group, ...], tuple[Pair, ...]]:
-    """Groups and pairs in execution order, with the ops that lie between."""
-    starts = torch.tensor([0, *basis.groups]).cumsum(0)
+def _group_of(basis: Basis) -> Tensor:
+    """(size,) int64: variable -> number of its group, -1 for variables that are no scale."""
     sizes = torch.tensor(basis.groups, dtype=torch.int64)
     owner = torch.repeat_interleave(torch.arange(len(basis.groups)), sizes)
-    group_of = torch.where(basis.index >= 0, owner[basis.index], -1) if len(owner) else basis.index
-    sides = _sides(free, group_of)
-    carrying = _carrying(labels, solution, group_of, len(basis.groups))
-    for node, data in graph.nodes(data=True):
-        data["groups"] = tuple(g for g, nodes in enumerate(carrying) if node in nodes)
-    reading = readers(graph)
-    groups, pairs = [], []
-    for g, channels in enumerate(basis.groups):
-        producers = [n for n in sides if 1 in sides[n].get(g, ())]
-        consumers = [n for n in sides if -1 in sides[n].get(g, ())]
-        producers = [n for n in producers if n in weights] or producers
-        consumers = [n for n in consumers if n in weights] or consumers
-        ends = {node: name for name in consumers for node in reading.get(name, ())}
-        ops: dict[str, None] = {}
-        for producer in producers:
-            found = paths(graph, carrying[g], reading.get(producer, []), ends)
-            within = [ends[node] for node in reading.get(producer, ()) if node in ends]
-            found.update((consumer, ()) for consumer in within if consumer not in found)
-            for consumer, via in found.items():
-                pairs.append((reading[producer][0], Pair(producer, consumer, channels, via)))
-                ops.update(dict.fromkeys(via))
-        group = Group(channels, tuple(producers), tuple(consumers), tuple(ops), int(starts[g]))
-        groups.append(group)
-    pairs.sort(key=lambda item: item[0])
-    return tuple(groups), tuple(pair for _, pair in pairs)
+    return torch.where(basis.index >= 0, owner[basis.index], -1) if len(owner) else basis.index
 
 
-def _sides(
-    free: dict[str, tuple[ScaleTerm, ...]], group_of: Tensor
-) -> dict[str, dict[int, set[int]]]:
-    """Parameter -> group -> signs of the coefficients with which the group moves it."""
-    result: dict[str, dict[int, set[int]]] = {}
+def _groups(
+    basis: Basis,
+    free: dict[str, tuple[ScaleTerm, ...]],
+    group_of: Tensor,
+    weights: Collection[str],
+    graph: nx.DiGraph,
+) -> tuple[Group, ...]:
+    """Groups in execution order, with the ops that lie between their producers and consumers."""
+    multiplied: list[dict[str, None]] = [{} for _ in basis.groups]
+    divided: list[dict[str, None]] = [{} for _ in basis.groups]
     for name, terms in free.items():
         for term in terms:
-            for g in group_of[term.index[term.index >= 0]].unique().tolist():
-                if g >= 0:
-                    sign = 1 if term.coefficient > 0 else -1
-                    result.setdefault(name, {}).setdefault(g, set()).add(sign)
+            side = multiplied if term.coefficient > 0 else divided
+            for g in _numbers(group_of, term.index):
+                side[g][name] = None
+    producers, consumers = (
+        [tuple(n for n in names if n in weights) or tuple(names) for names in side]
+        for side in (multiplied, divided)
+    )
+    ends = [*zip(producers, consumers, strict=True)]
+    between = ops_between(graph, ends)
+    starts = itertools.accumulate(basis.groups, initial=0)
+    return tuple(
+        Group(channels, producers, consumers, via, start)
+        for channels, (producers, consumers), via, start in zip(
+            basis.groups, ends, between, starts, strict=False
+        )
+    )
+
+
+def _carried(labels: Labels, solution: Solution, group_of: Tensor) -> dict[int, tuple[int, ...]]:
+    """For each node the groups that scale its result."""
+    no_group = torch.full((1,), -1)
+    of_variable = torch.cat([group_of, no_group])[solution.root]
+    several = {
+        root: {g for _, variable in parts if (g := int(group_of[variable])) >= 0}
+        for root, parts in solution.sums.items()
+    }
+    sums = torch.tensor(sorted(several), dtype=torch.int64)
+    known: dict[int, set[int]] = {}  # most calls pass on the very terms that they are given
+
+    def groups_of(term: LabelTerm) -> set[int]:
+        if id(term) not in known:
+            ids = term.ids.reshape(-1)
+            found = set(_numbers(of_variable, ids))
+            if several:
+                roots = solution.root[ids].unique()
+                found.update(*(several[r] for r in roots[torch.isin(roots, sums)].tolist()))
+            known[id(term)] = found
+        return known[id(term)]
+
+    result = {}
+    for index, value in enumerate(labels.values):
+        values = value if isinstance(value, tuple) else (value,)
+        terms = [t for label in values if isinstance(label, Label) for t in label.terms]
+        if terms:
+            result[index] = tuple(sorted(set().union(*map(groups_of, terms))))
     return result
 
 
-def _carrying(labels: Labels, solution: Solution, group_of: Tensor, count: int) -> list[set[int]]:
-    """For each group the nodes whose result it scales."""
-    none = count  # an extra slot for variables in no group
-    of_root = torch.where(group_of < 0, none, group_of)
-    of_variable = torch.where(solution.root < 0, none, of_root[solution.root])
-    several = {
-        root: {int(of_root[free]) for _, free in parts} for root, parts in solution.sums.items()
-    }
-    is_sum = torch.zeros(len(solution.root), dtype=torch.bool)
-    is_sum[list(several)] = True
-    result: list[set[int]] = [set() for _ in range(count + 1)]
-    for index, value in enumerate(labels.values):
-        for label in value if isinstance(value, tuple) else (value,):
-            if isinstance(label, Label):
-                for term in label.terms:
-                    met = torch.zeros(count + 1, dtype=torch.bool)
-                    met[of_variable[term.ids.reshape(-1)]] = True
-                    for g in met.nonzero().squeeze(1).tolist():
-                        result[g].add(index)
-                    if several:
-                        roots = solution.root[term.ids.reshape(-1)]
-                        for root in roots[is_sum[roots] & (roots >= 0)].unique().tolist():
-                            for g in several[root]:
-                                result[g].add(index)
-    return result[:count]
+def _numbers(table: Tensor, ids: Tensor) -> list[int]:
+    """The numbers that a table has for some ids, -1 left out, each once."""
+    ids = ids[ids >= 0]
+    return [g for g in table[ids].unique().tolist() if g >= 0]

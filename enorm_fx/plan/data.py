@@ -4,81 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from enorm_fx.plan.pairs import all_pairs, direct_pairs
+from enorm_fx.plan.records import Blocked, Group, Pair, ScaledParameter
 from enorm_fx.symmetry.solution import ScaleTerm
 
 if TYPE_CHECKING:
     import networkx as nx
     from typing_extensions import Self
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ScaledParameter:
-    """A parameter and its row block of A: log scale of an entry = sum of its terms.
-
-    name:    its first name in `model.named_parameters()`; further names are in `aliases`.
-    counted: it is part of the objective J (weights of two or more axes, and the gamma of
-             normalization layers; one-axis parameters too with biases="balance").
-    depth:   number of weights on the longest path that ends in it (the first one has 1).
-    last:    no other weight comes after it.
-    terms:   empty for a parameter that nothing may rescale.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    terms: tuple[ScaleTerm, ...]
-    counted: bool
-    depth: int
-    last: bool
-    aliases: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Scales that move the same weights in the same way, one per channel.
-
-    channels:  how many scales; they are u[start : start + channels].
-    producers: names of the parameters that the scale multiplies, consumers: divides.
-    via:       op names on the paths between them, in execution order.
-    """
-
-    channels: int
-    producers: tuple[str, ...]
-    consumers: tuple[str, ...]
-    via: tuple[str, ...]
-    start: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A producer, a consumer that reads what it produces, and the ops that lie between."""
-
-    producer: str
-    consumer: str
-    channels: int
-    via: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Blocked:
-    """A side ("output" or "input") of a weight that stays pinned, and why.
-
-    reason: what pinned it; node: module path and op that did, source: "file.py:line" of the
-            user's code that called it.
-    chain:  the equalities that led from there to the weight, nearest to the reason first, each
-            "reason (module.op, file.py:line)".
-    """
-
-    weight: str
-    side: str
-    reason: str
-    node: str
-    source: str
-    chain: tuple[str, ...] = ()
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,19 +25,42 @@ class PlanData:
     """What an analysis found, as data: it knows nothing of reports and steps.
 
     Users hold `enorm_fx.Plan`, which puts the verbs on top of it.
+
+    dataflow: the calls of both modes, where the model was traced in both; see `plan.graph`.
+    shown:    how many of its nodes `graph` shows, those of the mode that the model was in.
     """
 
     model: nn.Module = field(repr=False)
     parameters: tuple[ScaledParameter, ...]
     groups: tuple[Group, ...]
-    pairs: tuple[Pair, ...]
     blocked: tuple[Blocked, ...]
     num_scales: int
     exact: bool
-    graph: nx.DiGraph = field(repr=False)
+    dataflow: nx.DiGraph = field(repr=False)
+    shown: int | None
     tracer: str
     inputs: tuple[tuple[Any, ...], dict[str, Any]] = field(repr=False)
     notes: tuple[str, ...] = ()
+    _derived: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def graph(self) -> nx.DiGraph:
+        """The dataflow in the mode that the model was in; its attributes are those of
+        `enorm_fx.plan.graph`."""
+        return self._once("graph", self._shown_part)
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """Every producer of a group with every consumer that what it produces reaches, in
+        execution order. There may be as many as the square of a group's weights; they are found
+        when they are first asked for."""
+        return self._once("pairs", lambda: all_pairs(self.dataflow, self.groups))
+
+    @property
+    def direct_pairs(self) -> tuple[Pair, ...]:
+        """The pairs between which no other producer or consumer of their group lies, in execution
+        order: what tables, JSON and drawings show."""
+        return self._once("direct_pairs", lambda: direct_pairs(self.dataflow, self.groups))
 
     def select(self, predicate: Callable[[Group], bool]) -> Self:
         """The plan with only the groups for which predicate(group) is true; the others are kept
@@ -115,22 +77,28 @@ class PlanData:
                 )
                 groups.append(replace(group, start=start))
                 start += group.channels
-        graph = self.graph.copy()
-        for _, data in graph.nodes(data=True):
+        dataflow = self.dataflow.copy()
+        for _, data in dataflow.nodes(data=True):
             data["groups"] = tuple(number[g] for g in data["groups"] if g in number)
         return replace(
             self,
             parameters=tuple(_reindexed(parameter, index) for parameter in self.parameters),
             groups=tuple(groups),
-            pairs=tuple(p for p in self.pairs if any(_is_of(p, group) for group in groups)),
             num_scales=start,
-            graph=graph,
+            dataflow=dataflow,
         )
 
+    def _shown_part(self) -> nx.DiGraph:
+        if self.shown is None:
+            return self.dataflow
+        return self.dataflow.subgraph([n for n in self.dataflow if n < self.shown]).copy()
 
-def _is_of(pair: Pair, group: Group) -> bool:
-    sides = pair.producer in group.producers and pair.consumer in group.consumers
-    return sides and pair.channels == group.channels
+    def _once(self, name: str, derive: Callable[[], _T]) -> _T:
+        """A property that is derived when it is first asked for, and kept."""
+        if name not in self._derived:
+            self._derived[name] = derive()
+        kept: _T = self._derived[name]
+        return kept
 
 
 def _reindexed(parameter: ScaledParameter, index: Tensor) -> ScaledParameter:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from enorm_fx.plan.data import Group, PlanData
+from enorm_fx.plan.data import PlanData
+from enorm_fx.plan.records import Group
 
 
-def to_dict(plan: PlanData) -> dict[str, Any]:
-    """Everything that a plan says, tensors aside: only JSON types, always in the same order."""
+def to_dict(plan: PlanData, *, all_pairs: bool = False) -> dict[str, Any]:
+    """Everything that a plan says, tensors aside: only JSON types, always in the same order.
+
+    all_pairs: list every pair of a group, not only the direct ones (see `plan.direct_pairs`).
+    """
+    pairs = plan.pairs if all_pairs else plan.direct_pairs
     weights = [p for p in plan.parameters if p.counted]
     counted = {p.name for p in weights}
     one_sided = [_is_one_sided(group, counted) for group in plan.groups]
@@ -26,7 +31,7 @@ def to_dict(plan: PlanData) -> dict[str, Any]:
             "rescaled_weights": sum(bool(p.terms) for p in weights),
             "groups": len(plan.groups),
             "one_sided_groups": sum(one_sided),
-            "pairs": len(plan.pairs),
+            "pairs": len(pairs),
             "blocked_sides": len(plan.blocked),
         },
         "groups": [
@@ -47,7 +52,7 @@ def to_dict(plan: PlanData) -> dict[str, Any]:
                 "channels": pair.channels,
                 "via": list(pair.via),
             }
-            for pair in plan.pairs
+            for pair in pairs
         ],
         "blocked": [
             {

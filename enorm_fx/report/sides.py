@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enorm_fx.plan.data import Blocked, PlanData, ScaledParameter
+from enorm_fx.plan.data import PlanData
+from enorm_fx.plan.records import Blocked, ScaledParameter
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from enorm_fx.errors import ArgumentError
-from enorm_fx.plan.data import Blocked, PlanData, ScaledParameter
+from enorm_fx.plan.data import PlanData
+from enorm_fx.plan.records import Blocked, ScaledParameter
 from enorm_fx.report.names import short, short_source
 from enorm_fx.report.sides import Side, sides
 

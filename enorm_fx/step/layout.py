@@ -16,7 +16,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from enorm_fx.plan.data import Group, PlanData, ScaledParameter
+from enorm_fx.plan.data import PlanData
+from enorm_fx.plan.records import Group, ScaledParameter
 from enorm_fx.step.order import batches
 from enorm_fx.symmetry.solution import ScaleTerm
 

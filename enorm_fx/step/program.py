@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from enorm_fx.errors import NonFiniteError, PlanError
-from enorm_fx.plan.data import Group, PlanData
+from enorm_fx.plan.data import PlanData
+from enorm_fx.plan.records import Group
 from enorm_fx.step.checks import find_parameter
 from enorm_fx.step.factors import (
     Factors,

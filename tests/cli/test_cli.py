@@ -179,9 +179,16 @@ def test_an_exact_plan_that_changes_the_outputs_gives_status_1(
         assert ("NOT KEPT" in out) == bool(status)
 
 
-def test_all_shows_every_pair(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_pairs_lists_those_of_a_residual_stream_too(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("torchvision")
-    status, out, _ = run(capsys, "analyze", "torchvision.models:resnet18", "--all")
+    target = "torchvision.models:resnet18"
+    status, out, _ = run(capsys, "analyze", target, "--all")
+    assert status == 0
+    assert "Pairs: 23\n" in out
+    assert not re.search(r"^ +64 +conv1 +layer2\.0\.downsample\.0 +\S", out, re.MULTILINE)
+    status, out, _ = run(capsys, "analyze", target, "--all-pairs")
     assert status == 0
     assert "Pairs: 38\n" in out
     assert re.search(r"^ +64 +conv1 +layer2\.0\.downsample\.0 +\S", out, re.MULTILINE)
@@ -204,7 +211,7 @@ def test_resnet18_shows_its_residual_streams_whole(
         words = block.split()
         for name in (*group.producers, *group.consumers):
             assert name.removesuffix(".weight") in words
-    assert "Pairs: 8, the other 30 are in the groups above" in out
+    assert "Pairs: 8, the other 15 are in the groups above" in out
 
 
 def test_why_explains_weights_instead_of_the_tables(

@@ -90,7 +90,13 @@ def test_dict_is_the_plan_in_json_types() -> None:
     ] == [(g.start, g.channels, g.producers, g.consumers, g.via) for g in plan.groups]
     assert [
         (p["producer"], p["consumer"], p["channels"], tuple(p["via"])) for p in data["pairs"]
-    ] == [(p.producer, p.consumer, p.channels, p.via) for p in plan.pairs]
+    ] == [(p.producer, p.consumer, p.channels, p.via) for p in plan.direct_pairs]
+    every = plan.to_dict(all_pairs=True)
+    assert [(p["producer"], p["consumer"]) for p in every.pop("pairs")] == [
+        (p.producer, p.consumer) for p in plan.pairs
+    ]
+    assert every["totals"].pop("pairs") == len(plan.pairs) > data["totals"]["pairs"]
+    assert every["groups"] == data["groups"]
     assert [tuple(b.values()) for b in data["blocked"]] == [
         (b.weight, b.side, b.reason, b.node, b.source, list(b.chain)) for b in plan.blocked
     ]
@@ -147,7 +153,7 @@ def test_says_why_a_plan_is_not_exact(
 def test_text_of_a_small_plan() -> None:
     plan = _plan(blocks=1, norm=False)
     assert str(plan) == (
-        f"Plan for Residual ({plan.tracer} front end): 4 weights, 10 scales in 2 groups, 4 pairs, "
+        f"Plan for Residual ({plan.tracer} front end): 4 weights, 10 scales in 2 groups, 3 pairs, "
         "2 blocked sides\n"
         "exact: rescaling keeps the model's function\n"
         "  channels  producers         consumers\n"

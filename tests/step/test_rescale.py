@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from enorm_fx.errors import ArgumentError, NonFiniteError, PlanError
-from enorm_fx.plan.data import ScaledParameter
+from enorm_fx.plan.records import ScaledParameter
 from enorm_fx.step.apply import rescale_
 from enorm_fx.step.measure import objective
 from tests.support import slow_reference as slow

@@ -12,7 +12,7 @@ from torch import nn
 
 from enorm_fx.enorm import ENorm
 from enorm_fx.errors import ArgumentError
-from enorm_fx.plan.data import Group, ScaledParameter
+from enorm_fx.plan.records import Group, ScaledParameter
 from enorm_fx.step import measure
 from enorm_fx.step.apply import rescale_
 from enorm_fx.step.measure import objective

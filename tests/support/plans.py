@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from enorm_fx.model_plan import Plan
-from enorm_fx.plan.data import Group, ScaledParameter
+from enorm_fx.plan.records import Group, ScaledParameter
 from enorm_fx.symmetry.solution import ScaleTerm
 
 # (coefficient, scales, axis) of every term, by parameter name.
@@ -79,11 +79,11 @@ def make_plan(
         model=model,
         parameters=tuple(parameters),
         groups=groups,
-        pairs=(),
         blocked=(),
         num_scales=sum(widths),
         exact=True,
-        graph=nx.DiGraph(),
+        dataflow=nx.DiGraph(),
+        shown=None,
         tracer="hand",
         inputs=((), {}),
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from enorm_fx.model_plan import Plan
-from enorm_fx.plan.data import Group
+from enorm_fx.plan.records import Group
 
 
 @dataclass(frozen=True)
