@@ -18,9 +18,9 @@ _NONE = -1
 class Causes:
     """A forest over the pinned variables, rooted at those that some op pins by itself.
 
-    parent: (size,) int64: the next variable towards the root, -1 at a root.
-    origin: (size,) int64: of the equation that ties a variable to its parent, or pins a root.
-    depth:  (size,) int64: steps to the root; -1 for variables without a chain.
+    parent: (size,) int32: the next variable towards the root, -1 at a root.
+    origin: (size,) int32: of the equation that ties a variable to its parent, or pins a root.
+    depth:  (size,) int32: steps to the root; -1 for variables without a chain.
     """
 
     parent: Tensor
@@ -45,36 +45,56 @@ class Causes:
 
 
 def causes(system: System, solution: Solution) -> Causes:
-    """Breadth-first search from the equations x = 0, over equations between pinned variables."""
+    """The shortest chains from the equations x = 0, over equations between pinned variables.
+
+    Chains grow along all equations in turn, forwards and backwards, until none becomes shorter:
+    that needs memory for one block of equations at a time. Where several are shortest, the
+    equation that came first is kept.
+    """
     size = system.size
-    parent = torch.full((size,), _NONE)
-    origin = torch.full((size,), _NONE)
-    depth = torch.full((size,), _NONE)
+    found = Causes(*(torch.full((size,), _NONE, dtype=torch.int32) for _ in range(3)))
     pinned = solution.root < 0
-    edges, labels = [], []
-    for equations in reversed(system.equations):  # the earliest reason is kept
+    ties: list[tuple[Tensor, Tensor, int]] = []
+    for equations in system.equations:
         if len(equations.ids) == 1:
-            depth[equations.ids[0]] = 0
-            origin[equations.ids[0]] = equations.origin
+            fresh = equations.ids[0][found.depth[equations.ids[0]] < 0]
+            found.depth[fresh] = 0
+            found.origin[fresh] = equations.origin
             continue
         for a, b in combinations(equations.ids, 2):
             both = pinned[a] & pinned[b]
-            edges.append(torch.stack([a[both], b[both]]))
-            labels.append(torch.full((int(both.sum()),), equations.origin))
-    if not edges:
-        return _with_rest(system, pinned, Causes(parent, origin, depth))
-    links, names = torch.cat(edges, dim=1), torch.cat(labels)
-    links, names = torch.cat([links, links.flip(0)], dim=1), torch.cat([names, names])
-    level = 0
-    while links.shape[1]:
-        fresh = (depth[links[0]] >= 0) & (depth[links[1]] < 0)
-        if not bool(fresh.any()):
-            break
-        level += 1
-        _extend(parent, origin, depth, links[:, fresh], names[fresh], level)
-        open_ = depth[links[1]] < 0
-        links, names = links[:, open_], names[open_]
-    return _with_rest(system, pinned, Causes(parent, origin, depth))
+            if bool(both.all()):
+                ties.append((a, b, equations.origin))
+            elif bool(both.any()):
+                ties.append((a[both], b[both], equations.origin))
+    place = torch.empty(size, dtype=torch.int32)
+    shorter = True
+    while shorter:
+        shorter = False
+        for a, b, origin in ties:
+            shorter |= _extend(found, a, b, origin, place)
+        ties.reverse()
+    return _with_rest(system, pinned, found)
+
+
+def _extend(found: Causes, a: Tensor, b: Tensor, origin: int, place: Tensor) -> bool:
+    """Lead chains from the nearer of two tied variables to the other; whether one got shorter."""
+    steps_a, steps_b = found.depth[a], found.depth[b]
+    forth = (steps_a >= 0) & ((steps_b < 0) | (steps_a + 1 < steps_b))
+    back = (steps_b >= 0) & ((steps_a < 0) | (steps_b + 1 < steps_a))
+    grown = False
+    for source, target, steps, chosen in ((a, b, steps_a, forth), (b, a, steps_b, back)):
+        if bool(chosen.any()):
+            grown = True
+            source, target, steps = source[chosen], target[chosen], steps[chosen]
+            # Where a variable is reached more than once, one of the ways is taken.
+            number = torch.arange(len(target), dtype=torch.int32)
+            place[target] = number
+            one = place[target] == number
+            found.parent[target[one]] = source[one].int()
+            found.depth[target[one]] = steps[one] + 1
+            found.origin[target[one]] = origin
+    return grown
 
 
 def _with_rest(system: System, pinned: Tensor, found: Causes) -> Causes:
@@ -85,16 +105,3 @@ def _with_rest(system: System, pinned: Tensor, found: Causes) -> Causes:
         found.origin[ids] = equations.origin
         found.depth[ids] = 0
     return found
-
-
-def _extend(
-    parent: Tensor, origin: Tensor, depth: Tensor, links: Tensor, names: Tensor, level: int
-) -> None:
-    """Add the next level. Where several edges reach a variable, one of them is chosen."""
-    source, target = links
-    chosen = torch.full_like(parent, _NONE)
-    chosen[target] = torch.arange(len(target))
-    edge = chosen[chosen >= 0]
-    parent[target[edge]] = source[edge]
-    origin[target[edge]] = names[edge]
-    depth[target[edge]] = level

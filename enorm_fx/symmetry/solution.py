@@ -37,7 +37,7 @@ class Solution:
     """Every variable in terms of free ones.
 
     root:   (size,) int64: the variable that stands for this one, -1 where it is zero (pinned).
-    sign:   (size,) int64: +1 or -1 times the root.
+    sign:   (size,) int8: +1 or -1 times the root.
     sums:   roots that are themselves sums of free roots, after elimination.
     """
 
@@ -50,7 +50,7 @@ class Solution:
         parts: dict[Fraction, list[Tensor]] = {}
         for term in terms:
             root = self._lookup(self.root, term.ids)
-            signed = self._lookup(self.sign, term.ids) * term.coefficient
+            signed = self._lookup(self.sign, term.ids).long() * term.coefficient
             for coefficient in signed[root >= 0].unique().tolist():
                 index = torch.where(signed == coefficient, root, -1)
                 for factor, part in self._expand(index):
@@ -93,9 +93,64 @@ class Solution:
 
 def solve(system: System) -> Solution:
     """The general solution of all equations of a system."""
-    size = system.size
+    pinned = torch.zeros(system.size, dtype=torch.bool)
+    rest = _spread_pins(system.equations, pinned)
+    root, sign = torch.arange(system.size), torch.ones(system.size, dtype=torch.int8)
+    used = torch.zeros(system.size, dtype=torch.bool)
+    for equations in rest:
+        used[equations.ids.reshape(-1)] = True
+    # Few variables occur in what is left; it is solved in them alone, numbered from 0.
+    name = used.nonzero().squeeze(1)
+    number = torch.zeros(system.size, dtype=torch.int64)
+    number[name] = torch.arange(len(name))
+    small = [Equations(e.weights, number[e.ids], e.origin) for e in rest]
+    known = torch.nonzero(pinned[name]).squeeze(1)
+    small.append(Equations(torch.ones_like(known)[None], known[None], 0))
+    small_root, small_sign, small_sums = _solve_all(small, len(name))
+    root[name] = torch.where(small_root >= 0, name[small_root], -1)
+    sign[name] = small_sign.to(torch.int8)
+    root[pinned] = -1
+    sums = {
+        int(name[variable]): tuple((c, int(name[free])) for c, free in parts)
+        for variable, parts in small_sums.items()
+    }
+    return Solution(root, sign, sums)
+
+
+def _spread_pins(equations: Sequence[Equations], pinned: Tensor) -> list[Equations]:
+    """Mark variables that are zero because all others of some equation are; return what is left.
+
+    Most variables of a large model are pinned, nearly all of them within two passes. A pass goes
+    through the equations in one direction; what would need more is left to the general solution.
+    """
+    waiting = []
+    for e in equations:
+        if len(e.ids) == 1:
+            pinned[e.ids[0]] = True
+        else:
+            waiting.append(e)
+    for _ in range(2):  # forwards, backwards
+        waiting = [rest for e in waiting if (rest := _without_pinned(e, pinned)).ids.shape[1]]
+        waiting.reverse()
+    return waiting
+
+
+def _without_pinned(equations: Equations, pinned: Tensor) -> Equations:
+    """The rows with two free variables or more; one that is alone in its row becomes pinned."""
+    free = ~pinned[equations.ids]
+    count = free.sum(dim=0)
+    single = free & (count == 1)
+    if bool(single.any()):
+        pinned[equations.ids[single]] = True
+    open_ = count > 1
+    if bool(open_.all()):
+        return equations
+    return Equations(equations.weights[:, open_], equations.ids[:, open_], equations.origin)
+
+
+def _solve_all(hard: list[Equations], size: int) -> tuple[Tensor, Tensor, dict[int, _Parts]]:
+    """(root, sign, sums) of `size` variables, see `Solution`."""
     label = torch.arange(2 * size + 1)  # 2v for v, 2v + 1 for -v, the last for zero
-    hard = system.equations
     while True:
         root, sign = _roots(label)
         edges: list[Tensor] = []
@@ -106,7 +161,7 @@ def solve(system: System) -> Solution:
     sums, zeros = eliminate(hard)
     for variable in zeros:
         root[root == variable] = -1
-    return Solution(root, sign, sums)
+    return root, sign, sums
 
 
 def _roots(label: Tensor) -> tuple[Tensor, Tensor]:
