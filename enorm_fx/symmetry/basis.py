@@ -54,7 +54,7 @@ def _redundant(size: int, parameters: dict[str, tuple[ScaleTerm, ...]], live: Te
     one axis of a parameter are one unknown (a connected component), with one equation per
     parameter; those few are eliminated exactly.
     """
-    edges: list[Tensor] = []
+    alike: list[Tensor] = []  # ids that all scale one axis of one parameter
     base: list[list[tuple[int, int]]] = []
     mixed: list[Equations] = []
     for terms in parameters.values():
@@ -67,7 +67,7 @@ def _redundant(size: int, parameters: dict[str, tuple[ScaleTerm, ...]], live: Te
             for weight, i in zip(weights, ids, strict=True):
                 row[int(i[0])] = row.get(int(i[0]), 0) + weight
             if len(ids) == 1:
-                edges.append(torch.stack([ids[0], ids[0][:1].expand_as(ids[0])]) % (size + 1))
+                alike.append(ids[0])
                 if bool((ids[0] != ids[0][0]).any()):
                     live[ids[0]] = True
             else:
@@ -77,7 +77,7 @@ def _redundant(size: int, parameters: dict[str, tuple[ScaleTerm, ...]], live: Te
         base.append([(v, w) for v, w in row.items() if w and v >= 0])
         for variable, _ in base[-1]:
             live[variable] = True
-    component = connected(size + 1, edges)
+    component = _joined(size, alike)
     known = component == component[size]  # together with something pinned
     longest = max(map(len, base), default=0)
     padded = torch.tensor([[*row, *[(-1, 0)] * (longest - len(row))] for row in base])
@@ -85,6 +85,29 @@ def _redundant(size: int, parameters: dict[str, tuple[ScaleTerm, ...]], live: Te
         mixed.append(Equations(padded[..., 1].T, padded[..., 0].T, 0))
     # One variable of each free component, its first, is set to zero: that fixes the direction.
     return _unsettled(size, mixed, component, known, live)
+
+
+def _joined(size: int, alike: list[Tensor]) -> Tensor:
+    """(size + 1,) int64: for each variable the first of those that it is alike with.
+
+    The last entry stands for id -1. Arrays are few and long, so it is arrays that are joined: each
+    with those that own one of its variables already.
+    """
+    owner = torch.full((size + 1,), -1, dtype=torch.int32)
+    owner[-1] = len(alike)
+    links = []
+    for number, ids in enumerate(alike):
+        owners = owner[ids]
+        links += [(number, other) for other in owners.unique().tolist() if other >= 0]
+        owner[ids[owners < 0]] = number
+    array = connected(len(alike) + 1, [torch.tensor(links).T] if links else [])
+    variables = torch.arange(size + 1)
+    owned = owner >= 0
+    of_owned = array[owner[owned].long()]
+    first = torch.full((len(alike) + 1,), size)
+    first.scatter_reduce_(0, of_owned, variables[owned], "amin")
+    variables[owned] = first[of_owned]
+    return variables
 
 
 def _differences(ids: list[Tensor], weights: list[int]) -> Equations:

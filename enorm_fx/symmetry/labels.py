@@ -188,8 +188,8 @@ def distinct(ids: list[Ids]) -> list[Ids]:
     Slices are compared by a hash of 64 bits; small arrays are left as they are.
     """
     shape = torch.broadcast_shapes(*(i.shape for i in ids))
-    if shape.numel() <= _FEW_ROWS:
-        return ids
+    if shape.numel() <= _FEW_ROWS or shape.numel() == max(shape):
+        return ids  # few rows, or one axis, along which little is repeated
     for axis, size in enumerate(shape):
         if size == 1:
             continue
