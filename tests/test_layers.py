@@ -44,11 +44,31 @@ def test_a_sound_package_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "line", "found"),
     [
-        ("low_open", "import net.high.second", "upward: net.low.open, line 4, imports net.high.second"),
-        ("low_open", "from net.high import f", "upward: net.low.open, line 4, imports net.high.__init__.f"),
-        ("low_open", "from net import high", "upward: net.low.open, line 4, imports net.high.__init__"),
-        ("low_open", "from ..high.first import f", "upward: net.low.open, line 4, imports net.high.first.f"),
-        ("errors", "def f():\n    from net.low import open", "upward: net.errors, line 3, imports net.low.open"),
+        (
+            "low_open",
+            "import net.high.second",
+            "upward: net.low.open, line 4, imports net.high.second",
+        ),
+        (
+            "low_open",
+            "from net.high import f",
+            "upward: net.low.open, line 4, imports net.high.__init__.f",
+        ),
+        (
+            "low_open",
+            "from net import high",
+            "upward: net.low.open, line 4, imports net.high.__init__",
+        ),
+        (
+            "low_open",
+            "from ..high.first import f",
+            "upward: net.low.open, line 4, imports net.high.first.f",
+        ),
+        (
+            "errors",
+            "def f():\n    from net.low import open",
+            "upward: net.errors, line 3, imports net.low.open",
+        ),
         ("errors", "import net", "upward: net.errors, line 2, imports net.__init__"),
         (
             "errors",
