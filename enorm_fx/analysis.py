@@ -15,8 +15,8 @@ from enorm_fx.plan.build import describe
 from enorm_fx.rules import Rule, propagate
 from enorm_fx.symmetry.solution import solve
 from enorm_fx.tracing import trace
-from enorm_fx.tracing.keys import module_key
 from enorm_fx.tracing.modes import trace_both
+from enorm_fx.tracing.op_keys import module_key
 
 _CHOICES = {
     "batchnorm": ("skip", "affine"),

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from enorm_fx.nested import replaced, tensors_anywhere
 from enorm_fx.symmetry.solution import connected
 from enorm_fx.tracing.inputs import Call, as_call
-from enorm_fx.tracing.leaves import map_tensors, tensors_in
 from enorm_fx.verifying import double_copy
 
 
@@ -149,10 +149,10 @@ def _sensitivity(model: nn.Module, call: Call, random: torch.Generator) -> dict[
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
             parameter.copy_(draw(parameter) * (2 / fan_in) ** 0.5)
             parameter.requires_grad_(True)
-    args, kwargs = map_tensors(call, draw)
+    args, kwargs = replaced(Tensor, call, draw)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        outputs = [y for y in tensors_in(model(*args, **kwargs)) if y.requires_grad]
+        outputs = [y for y in tensors_anywhere(model(*args, **kwargs)) if y.requires_grad]
         total = torch.stack([(y * draw(y)).sum() for y in outputs]).sum()
         names, parameters = zip(*model.named_parameters(), strict=True)
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)

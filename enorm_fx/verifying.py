@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from enorm_fx.errors import ArgumentError
 from enorm_fx.model_plan import Plan
+from enorm_fx.nested import replaced, tensors_anywhere
 from enorm_fx.tracing.inputs import Call, as_call
-from enorm_fx.tracing.leaves import map_tensors, tensors_in
-from enorm_fx.tracing.state import FOREIGN
+from enorm_fx.tracing.undisturbed import FOREIGN
 
 _SPREAD = 0.3  # standard deviation of the random log scales
 
@@ -109,7 +109,7 @@ def _in_double(call: Call, generator: torch.Generator, draw: bool) -> Call:
             return values.to(tensor.device)
         return tensor.detach().double()
 
-    return map_tensors(call, convert)  # type: ignore[no-any-return]
+    return replaced(Tensor, call, convert)  # type: ignore[no-any-return]
 
 
 def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
@@ -122,7 +122,7 @@ def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
             raise ArgumentError(
                 f"the float64 copy of the model raised {type(error).__name__}: {error}"
             ) from error
-        return [t for t in tensors_in(outputs) if t.is_floating_point()]
+        return [t for t in tensors_anywhere(outputs) if t.is_floating_point()]
 
 
 @contextmanager

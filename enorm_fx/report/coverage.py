@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from enorm_fx.rules import table
-from enorm_fx.tracing.keys import op_key
+from enorm_fx.tracing.op_keys import op_key
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from enorm_fx.nested import instances
 from enorm_fx.rules.registry import Context, rule
 from enorm_fx.symmetry.labels import Label, LabelTerm
 
@@ -115,18 +115,6 @@ def glu(ctx: Context, input: Label, dim: int = -1) -> Label:
     return half
 
 
-def labels_in(value: Any) -> Iterator[Label]:
-    """Every label inside nested tuples, lists and dicts."""
-    if isinstance(value, Label):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from labels_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from labels_in(item)
-
-
 def _narrow(ids: torch.Tensor, dim: int, start: int, length: int) -> torch.Tensor:
     return ids.narrow(dim, start, length) if ids.shape[dim] > 1 else ids
 
@@ -192,6 +180,6 @@ def like(ctx: Context, input: Any, *args: Any, **kwargs: Any) -> Any:
       "rand", "randn", "randint", "randperm", "tril_indices", "triu_indices")  # fmt: skip
 def constant(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """A tensor made from numbers: it keeps its values."""
-    if any(ctx.known(label).terms for label in labels_in((args, kwargs))):
+    if any(ctx.known(label).terms for label in instances(Label, (args, kwargs))):
         return NotImplemented
     return Label(ctx.shape)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from enorm_fx.errors import RuleError
+from enorm_fx.nested import instances, replaced
 from enorm_fx.rules.registry import Context, Entry, Origin, Rule, as_entry, bind, find
 from enorm_fx.symmetry.labels import Label, LabelTerm, System
-from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace, replace_nodes
+from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace
 
 # Ops that in place change how memory is looked at, not what it holds.
 _SAME_MEMORY = ("squeeze", "unsqueeze", "transpose", "t", "detach", "requires_grad")
@@ -62,10 +63,10 @@ def propagate(
         context.node = node
         context.because(f"'{node.op}'")
         label = _label(context, node, values, free, entries)
-        values.append(_settled(label) if node.index in trace.written else label)
+        values.append(replaced(Label, label, _settled) if node.index in trace.written else label)
     if not free:
         for node, how in trace.outputs:
-            for label in _labels_in(values[node.index]):
+            for label in instances(Label, values[node.index]):
                 context.node = node
                 context.pin(context.known(label), how)
     for name, label in context.parameters.items():
@@ -131,7 +132,7 @@ def _apply(context: Context, entry: Entry, call: inspect.BoundArguments, values:
                 return value if accepts_new else context.known(value)
             return _constant(context, node, value)
 
-        call.arguments[name] = replace_nodes(argument, label_of)
+        call.arguments[name] = replaced(Node, argument, label_of)
     return entry.function(*call.args, **call.kwargs)
 
 
@@ -154,17 +155,9 @@ def _unknown(context: Context, node: Node, values: list[Any], reason: str) -> An
     """Never guess: all that an unknown op touches keeps its values."""
     text = reason.format(node.op)
     for source in node.inputs():
-        for label in _labels_in(values[source.index]):
+        for label in instances(Label, values[source.index]):
             context.pin(context.known(label), text)
-    return _pinned(context, node.out, text)
-
-
-def _pinned(context: Context, out: Any, reason: str) -> Any:
-    if isinstance(out, Spec):
-        return context.pinned(out.shape, reason)
-    if isinstance(out, tuple):
-        return tuple(_pinned(context, item, reason) for item in out)
-    return None
+    return replaced(Spec, node.out, lambda spec: context.pinned(spec.shape, text))
 
 
 def _checked(context: Context, node: Node, label: Any, values: list[Any]) -> Any:
@@ -185,16 +178,6 @@ def _checked(context: Context, node: Node, label: Any, values: list[Any]) -> Any
     return label
 
 
-def _settled(label: Any) -> Any:
+def _settled(label: Label) -> Label:
     """Zeros that something is written into later do not fit every label."""
-    if isinstance(label, tuple):
-        return tuple(_settled(item) for item in label)
-    return replace(label, wild=False) if isinstance(label, Label) and label.wild else label
-
-
-def _labels_in(value: Any) -> list[Label]:
-    if isinstance(value, Label):
-        return [value]
-    if isinstance(value, tuple):
-        return [label for item in value for label in _labels_in(item)]
-    return []
+    return replace(label, wild=False) if label.wild else label

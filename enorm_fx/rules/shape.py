@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from enorm_fx.nested import instances
 from enorm_fx.rules.join import equalized
 from enorm_fx.rules.registry import Context, rule
 from enorm_fx.symmetry.labels import Label, expand_dims, squeeze_constant
-from enorm_fx.tracing.trace import Spec, nodes_in
+from enorm_fx.tracing.trace import Node, Spec
 
 # Ids are written out in full only up to this size; a larger label is pinned.
 MAX_IDS = 1 << 26
@@ -180,7 +181,7 @@ _MASKS = (torch.bool, torch.uint8)
 
 
 def _mask_not_known(ctx: Context) -> bool:
-    nodes = nodes_in(ctx.node.args[1:2]) if ctx.node is not None else ()
+    nodes = instances(Node, ctx.node.args[1:2]) if ctx.node is not None else ()
     return any(
         isinstance(n.out, Spec) and n.out.dtype in _MASKS and ctx.trace.value(n) is None
         for n in nodes

@@ -9,8 +9,7 @@ from typing import Any
 from torch import nn
 
 from enorm_fx.errors import ArgumentError, DataDependentError, TraceError
-from enorm_fx.tracing.inputs import Call, as_call, guesses
-from enorm_fx.tracing.leaves import describe
+from enorm_fx.tracing.inputs import Call, as_call, guesses, shapes_of
 from enorm_fx.tracing.symbolic import trace_symbolic
 from enorm_fx.tracing.trace import Node, Spec, Trace
 
@@ -45,7 +44,7 @@ def trace(
             return _first_success(front_ends[:1], model, call)
         except TraceError as error:
             first = first or error
-            tried.append(describe(call))
+            tried.append(shapes_of(call))
     if first is None:
         raise TraceError(
             f"{type(model).__name__} has no layer that tells the shape of its input: "

@@ -14,11 +14,11 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from enorm_fx.errors import TraceError
-from enorm_fx.tracing.leaves import describe
+from enorm_fx.tracing.inputs import shapes_of
 from enorm_fx.tracing.normalize import PIECE, normalize
 from enorm_fx.tracing.parameters import Parameters
-from enorm_fx.tracing.state import FOREIGN, undisturbed
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Trace, is_internal
+from enorm_fx.tracing.undisturbed import FOREIGN, undisturbed
 
 
 def trace_export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
@@ -39,7 +39,7 @@ def trace_export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise TraceError(
             f"torch.export raised {type(error).__name__}: {first} for inputs "
-            f"{describe((args, kwargs))}"
+            f"{shapes_of((args, kwargs))}"
         ) from error
     graph = fx.Graph()
     nodes: dict[fx.Node, fx.Node] = {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from enorm_fx.errors import ArgumentError
+from enorm_fx.nested import tensors_anywhere
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -30,6 +31,13 @@ def as_call(example_inputs: Any) -> Call:
     raise ArgumentError(
         "example_inputs must be None, a tensor, a tuple of positional inputs or a dict of keyword "
         f"inputs, not {type(example_inputs).__name__}"
+    )
+
+
+def shapes_of(call: Any) -> str:
+    """The types and shapes of the tensors in a call, for messages."""
+    return ", ".join(
+        f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in tensors_anywhere(call)
     )
 
 

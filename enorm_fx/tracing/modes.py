@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import CodeType, FunctionType
-from typing import Any
 
 import torch
 from torch import nn
 
 from enorm_fx.errors import TraceError
-from enorm_fx.tracing.trace import PARAMETER, Node, Spec, Trace, is_internal, replace_nodes
+from enorm_fx.nested import replaced
+from enorm_fx.tracing.trace import PARAMETER, Node, Spec, Trace, is_internal
 
 
 def trace_both(model: nn.Module, trace: Callable[[], Trace]) -> Trace:
@@ -115,8 +115,8 @@ def join(first: Trace, second: Trace) -> Trace:
         if node.op == PARAMETER and node.name in known:
             made[node.index] = known[node.name]
             continue
-        args, kwargs = replace_nodes((node.args, node.kwargs), lambda n: made[n.index])
-        out = _elsewhere(node.out)
+        args, kwargs = replaced(Node, (node.args, node.kwargs), lambda n: made[n.index])
+        out = replaced(Spec, node.out, _elsewhere)
         copied = replace(node, index=len(nodes), args=args, kwargs=kwargs, out=out)
         made[node.index] = copied
         nodes.append(copied)
@@ -131,10 +131,6 @@ def join(first: Trace, second: Trace) -> Trace:
     )
 
 
-def _elsewhere(out: Any) -> Any:
+def _elsewhere(spec: Spec) -> Spec:
     """The same spec in other memory: two runs share none, whatever the addresses say."""
-    if isinstance(out, Spec):
-        return replace(out, memory=-out.memory)
-    if isinstance(out, tuple):
-        return tuple(_elsewhere(item) for item in out)
-    return out
+    return replace(spec, memory=-spec.memory)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from enorm_fx.errors import TraceError
-from enorm_fx.tracing.keys import in_order, op_key
+from enorm_fx.tracing.op_keys import in_order, op_key
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace
 
 PIECE_KEY = "piece"

@@ -29,13 +29,14 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 
 from enorm_fx.errors import DataDependentError, EnormError, TraceError
-from enorm_fx.tracing.afterwards import UnreadableError, reachable, running
-from enorm_fx.tracing.keys import METADATA, op_key
-from enorm_fx.tracing.leaves import describe, map_tensors, tensors_in
+from enorm_fx.nested import instances, replaced, tensors_anywhere
+from enorm_fx.tracing.after_cut import UnreadableError, reachable, running
+from enorm_fx.tracing.inputs import shapes_of
 from enorm_fx.tracing.normalize import PIECE, map_nodes, normalize, repeatable, spec
+from enorm_fx.tracing.op_keys import METADATA, op_key
 from enorm_fx.tracing.parameters import Parameters
-from enorm_fx.tracing.state import FOREIGN, undisturbed
-from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Trace, user_frame
+from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Trace, memories, user_frame
+from enorm_fx.tracing.undisturbed import FOREIGN, undisturbed
 
 
 def trace_symbolic(
@@ -59,7 +60,7 @@ def trace_symbolic(
                 with recorder.recording():
                     inputs = recorder.fake_inputs(args, kwargs)
                     result = model(*inputs[0], **inputs[1])
-                left = [(t, "output of the model") for t in tensors_in(result)]
+                left = [(t, "output of the model") for t in tensors_anywhere(result)]
                 left += [(t, f"kept by the model as {name}") for t, name in snapshot.new_tensors()]
                 left += [(t, _INSIDE) for t in recorder.read_inside]
                 leaving = [(recorder.node_of(t), how) for t, how in left if recorder.knows(t)]
@@ -83,7 +84,7 @@ def trace_symbolic(
     except FOREIGN as error:
         raise TraceError(
             f"{_where(recorder)}: the model raised {type(error).__name__}: {error} for inputs "
-            f"{describe((args, kwargs))}. Pass example_inputs that the model accepts"
+            f"{shapes_of((args, kwargs))}. Pass example_inputs that the model accepts"
         ) from error
     if not leaving:
         raise TraceError("the model returned no tensor that its inputs or parameters reach")
@@ -180,7 +181,7 @@ class Recorder(TorchFunctionMode):
         given: what the block may read. Anything else that it reads leaves the model there.
         """
         before = self._paused, self._given
-        self._paused, self._given = True, {id(t) for t in tensors_in(given)}
+        self._paused, self._given = True, {id(t) for t in tensors_anywhere(given)}
         try:
             yield
         finally:
@@ -188,7 +189,7 @@ class Recorder(TorchFunctionMode):
 
     def _see_inside(self, value: Any) -> None:
         """Tensors that an unrecorded call reads though they were not given to its caller."""
-        for tensor in tensors_in(value):
+        for tensor in tensors_anywhere(value):
             if id(tensor) not in self._given:
                 name = self.parameters.name(tensor)
                 if name is not None:
@@ -245,10 +246,10 @@ class Recorder(TorchFunctionMode):
             if out is NotImplemented:
                 raise self._depends_on_data(key, error) from None
             return self._fake(out)
-        produced = list(tensors_in(out))
+        produced = list(tensors_anywhere(out))
         if key in METADATA and not produced:
             return out
-        read = list(tensors_in((args, kwargs)))
+        read = list(tensors_anywhere((args, kwargs)))
         if not produced and not read:
             return out
         if not produced and not inplace:
@@ -264,7 +265,7 @@ class Recorder(TorchFunctionMode):
         module = self.modules[-1] if self.modules else ""
         self._check_shapes(func, out)
         if op_key(func)[1]:
-            self._written.update(t.untyped_storage()._cdata for t in tensors_in(args[:1]))
+            self._written.update(t.untyped_storage()._cdata for t in tensors_anywhere(args[:1]))
         node.meta = {
             "value": out, "spec": spec(out), "module": module, "source": user_frame()
         }  # fmt: skip
@@ -274,7 +275,7 @@ class Recorder(TorchFunctionMode):
             self._remember_pieces(out, node, ())
 
     def _check_shapes(self, func: Any, out: Any) -> None:
-        for tensor in tensors_in(out):
+        for tensor in tensors_anywhere(out):
             if any(isinstance(n, torch.SymInt) for n in tensor.shape):
                 key = op_key(func)[0]
                 raise self._depends_on_data(key, DynamicOutputShapeException(func))
@@ -336,16 +337,13 @@ class Recorder(TorchFunctionMode):
 
     def _fake(self, value: Any) -> Any:
         """The arguments of a call with a fake tensor in place of every real one."""
-        if isinstance(value, Tensor):
-            if isinstance(value, FakeTensor):
-                return value
-            fake = self._fakes.get(id(value))
-            return self._adopt(value) if fake is None else fake
-        if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
-            return type(value)([self._fake(item) for item in value])
-        if isinstance(value, dict):
-            return {key: self._fake(item) for key, item in value.items()}
-        return value
+        return replaced(Tensor, value, self._fake_of)
+
+    def _fake_of(self, tensor: Tensor) -> Tensor:
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        fake = self._fakes.get(id(tensor))
+        return self._adopt(tensor) if fake is None else fake
 
     def _adopt(self, tensor: Tensor) -> Tensor:
         """A parameter, a buffer or a tensor that the model holds: a new leaf of the graph."""
@@ -370,28 +368,21 @@ class Recorder(TorchFunctionMode):
         return fake
 
     def _as_nodes(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return self.node_of(value)
-        if isinstance(value, (tuple, list)):
-            items = [self._as_nodes(item) for item in value]
-            return items if isinstance(value, list) else tuple(items)
-        if isinstance(value, dict):
-            return {key: self._as_nodes(item) for key, item in value.items()}
-        if isinstance(value, slice):
-            return slice(*(self._as_nodes(x) for x in (value.start, value.stop, value.step)))
-        return value
+        return replaced(Tensor, value, self.node_of)
 
     def _on_constants(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The call on real values, where no input and no parameter has a part in them."""
         with torch._C.DisableTorchFunction(), unset_fake_temporarily():
-            values = map_tensors((args, kwargs), lambda t: self._constant(self.node_of(t)))
-            if any(v is None for v in _flat(values)):
+            tensors = instances(Tensor, (args, kwargs))
+            values = {id(t): self._constant(self.node_of(t)) for t in tensors}
+            if any(value is None for value in values.values()):
                 return NotImplemented
-            return func(*values[0], **values[1])
+            args, kwargs = replaced(Tensor, (args, kwargs), lambda t: values[id(t)])
+            return func(*args, **kwargs)
 
     def _constant(self, node: fx.Node) -> Tensor | None:
         """The value of a node that depends on constants alone; None for any other."""
-        if any(m in self._written for m in _memories(node.meta["spec"])):
+        if not self._written.isdisjoint(memories(node.meta["spec"])):
             return None
         if node.op == "get_attr":
             real: Tensor | None = node.meta["real"]
@@ -413,20 +404,6 @@ class Recorder(TorchFunctionMode):
             f"{_where(self)}: '{key}' at {user_frame() or 'an unknown line'} {what} the values of "
             "a tensor. Analyze the part of the model before this call"
         )
-
-
-def _memories(spec: Any) -> list[int]:
-    if isinstance(spec, tuple):
-        return [m for item in spec for m in _memories(item)]
-    return [] if spec is None else [spec.memory]
-
-
-def _flat(value: Any) -> list[Any]:
-    if isinstance(value, (tuple, list)):
-        return [x for item in value for x in _flat(item)]
-    if isinstance(value, dict):
-        return [x for item in value.values() for x in _flat(item)]
-    return [value]
 
 
 def _positional(model: nn.Module, count: int) -> list[str]:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from enorm_fx.nested import instances, replaced
+
 INPUT, PARAMETER, CONSTANT, OUTPUT = "input", "parameter", "constant", "output"
 
 # A constant is evaluated only where a rule needs its values; larger ones are treated as unknown.
@@ -56,7 +58,7 @@ class Node:
 
     def inputs(self) -> Iterator[Node]:
         """The nodes that this one reads, in argument order."""
-        return nodes_in((self.args, self.kwargs))
+        return instances(Node, (self.args, self.kwargs))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,7 +110,7 @@ class Trace:
             inputs = {n.index: self.value(n) for n in node.inputs()}
         if any(v is None for v in inputs.values()):
             return None
-        args, kwargs = replace_nodes((node.args, node.kwargs), lambda n: inputs[n.index])
+        args, kwargs = replaced(Node, (node.args, node.kwargs), lambda n: inputs[n.index])
         with torch.no_grad():
             return node.compute(*args, **kwargs)
 
@@ -123,8 +125,8 @@ def _of_shape(out: Any) -> Tensor | None:
 
 def _written(nodes: tuple[Node, ...]) -> frozenset[int]:
     """Nodes that share memory with the target of a write."""
-    memory = {m for call in nodes for n in _targets(call) for m in _memory(n.out)}
-    return frozenset(n.index for n in nodes if not memory.isdisjoint(_memory(n.out)))
+    memory = {m for call in nodes for n in _targets(call) for m in memories(n.out)}
+    return frozenset(n.index for n in nodes if not memory.isdisjoint(memories(n.out)))
 
 
 # Functions that may write in place by a positional flag and give something else for zero.
@@ -135,53 +137,22 @@ _RUNNING = ("batch_norm", "instance_norm", "batch_norm_flat", "instance_norm_fla
 def _targets(node: Node) -> Iterator[Node]:
     """The tensors that a call may write into."""
     if node.inplace or node.kwargs.get("inplace") or node.op in _FLAGGED:
-        yield from nodes_in((node.args[:1], node.kwargs))
+        yield from instances(Node, (node.args[:1], node.kwargs))
     if node.op in _RUNNING:  # running statistics
-        yield from nodes_in((node.args[1:], node.kwargs))
-    yield from nodes_in(node.kwargs.get("out"))
+        yield from instances(Node, (node.args[1:], node.kwargs))
+    yield from instances(Node, node.kwargs.get("out"))
 
 
-def _memory(out: Any) -> Iterator[int]:
-    if isinstance(out, Spec):
-        if out.memory:
-            yield out.memory
-    elif isinstance(out, tuple):
-        for item in out:
-            yield from _memory(item)
-
-
-def nodes_in(value: Any) -> Iterator[Node]:
-    """Every Node inside nested tuples, lists, dicts and slices."""
-    if isinstance(value, Node):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from nodes_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from nodes_in(item)
-    elif isinstance(value, slice):
-        yield from nodes_in((value.start, value.stop, value.step))
-
-
-def replace_nodes(value: Any, replace: Callable[[Node], Any]) -> Any:
-    """The same nested value with every Node replaced."""
-    if isinstance(value, Node):
-        return replace(value)
-    if isinstance(value, (tuple, list)):
-        items = [replace_nodes(item, replace) for item in value]
-        return items if isinstance(value, list) else tuple(items)
-    if isinstance(value, dict):
-        return {key: replace_nodes(item, replace) for key, item in value.items()}
-    if isinstance(value, slice):
-        return slice(*(replace_nodes(x, replace) for x in (value.start, value.stop, value.step)))
-    return value
+def memories(out: Any) -> Iterator[int]:
+    """The known memory behind the result of a call: one number for each tensor that has one."""
+    return (spec.memory for spec in instances(Spec, out) if spec.memory)
 
 
 def _small(out: Any) -> bool:
-    if isinstance(out, Spec):
-        return torch.Size(out.shape).numel() <= MAX_CONSTANT
-    return isinstance(out, tuple) and all(_small(item) for item in out)
+    """A result whose values may be worked out: tensors alone, none of them large."""
+    specs = list(instances(Spec, out))
+    sizes = (torch.Size(spec.shape).numel() for spec in specs)
+    return bool(specs) and all(size <= MAX_CONSTANT for size in sizes)
 
 
 _INTERNAL = tuple(

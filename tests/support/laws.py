@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from enorm_fx.model_plan import Plan
+from enorm_fx.nested import replaced, tensors_anywhere
 from enorm_fx.rules import Labels, propagate
 from enorm_fx.symmetry.labels import Label
 from enorm_fx.symmetry.solution import ScaleTerm, Solution, solve
 from enorm_fx.tracing import Trace, trace
-from enorm_fx.tracing.leaves import map_tensors, tensors_in
 from enorm_fx.tracing.trace import INPUT, Node
 
 SPREAD = 0.3  # standard deviation of random log scales
@@ -51,9 +51,9 @@ def is_floating(value: Any) -> bool:
 def run_again(module: nn.Module, inputs: Any) -> list[Tensor]:
     """Outputs of one call on copies of the inputs; the same random numbers in every call."""
     torch.default_generator.manual_seed(0)
-    args = map_tensors(inputs, torch.clone)
+    args = replaced(Tensor, inputs, torch.clone)
     with torch.no_grad():
-        return [t.clone() for t in tensors_in(module(*args))]
+        return [t.clone() for t in tensors_anywhere(module(*args))]
 
 
 def deviation(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -110,7 +110,7 @@ class Recorded:
 def record(run: Callable[..., Any], inputs: tuple[Any, ...]) -> Recorded:
     """Trace an op on its inputs, label it and solve, all inputs and outputs left free."""
     module = as_module(run)
-    flat = tuple(tensors_in(inputs))
+    flat = tuple(tensors_anywhere(inputs))
     wrapped = _Flat(module, inputs)
     traced = trace(wrapped, {f"input_{i}": x for i, x in enumerate(flat)}, "symbolic")
     labels = propagate(traced, free=True, batchnorm="affine")
@@ -127,7 +127,7 @@ class _Flat(nn.Module):
 
     def forward(self, *flat: Tensor, **named: Tensor) -> Any:
         items = iter((*flat, *named.values()))
-        return self.module(*map_tensors(self.inputs, lambda _: next(items)))
+        return self.module(*replaced(Tensor, self.inputs, lambda _: next(items)))
 
 
 def log_scale(terms: Sequence[ScaleTerm], shape: Sequence[int], u: Tensor) -> Tensor:
@@ -374,8 +374,8 @@ def count_symmetries(model: nn.Module, inputs: Any, seed: int = 0) -> int:
             for p in parameters:
                 fan_in = max(1, p[0].numel()) if p.ndim > 1 else 1
                 p.copy_(torch.randn(p.shape, dtype=p.dtype, generator=generator) / fan_in**0.5)
-        args = map_tensors(inputs, lambda t: redrawn(t, generator))
-        outputs = [y for y in tensors_in(model(*args)) if y.is_floating_point()]
+        args = replaced(Tensor, inputs, lambda t: redrawn(t, generator))
+        outputs = [y for y in tensors_anywhere(model(*args)) if y.is_floating_point()]
         for _ in range(min(8, sum(y.numel() for y in outputs))):  # no more are independent
             loss = sum(
                 (y * torch.randn(y.shape, dtype=y.dtype, generator=generator)).sum()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from enorm_fx import analyze
 from enorm_fx.errors import TraceError
-from enorm_fx.tracing.keys import op_key
+from enorm_fx.tracing.op_keys import op_key
 from tests.support.laws import randomized
 from tests.support.tracing_kit import ROWS, L, sound, structure, two_layers
 from tests.support.zoo_small import Net, parameter

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from enorm_fx.errors import TraceError
-from enorm_fx.tracing.leaves import tensors_in
+from enorm_fx.nested import tensors_anywhere
 
 # What a model's own code may raise on inputs that it does not accept.
 FOREIGN = (RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError,
@@ -51,7 +51,7 @@ class Snapshot:
             for name, value in current.items():
                 if name == "_modules" or (value is saved.get(name) and not _is_container(value)):
                     continue
-                for tensor in tensors_in(value):
+                for tensor in tensors_anywhere(value):
                     if isinstance(tensor, FakeTensor):
                         yield tensor, f"'{path}.{name}'".replace("'.", "'")
 
