@@ -35,6 +35,7 @@ from enorm_fx.tracing.inputs import shapes_of
 from enorm_fx.tracing.normalize import PIECE, map_nodes, normalize, repeatable, spec
 from enorm_fx.tracing.op_keys import METADATA, op_key
 from enorm_fx.tracing.parameters import Parameters
+from enorm_fx.tracing.this_thread import watched_by
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Trace, memories, user_frame
 from enorm_fx.tracing.undisturbed import FOREIGN, undisturbed
 
@@ -150,19 +151,11 @@ class Recorder(TorchFunctionMode):
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record in this block: fake tensors on, module paths followed, all undone at its end."""
-        handles = (
-            nn.modules.module.register_module_forward_pre_hook(self._enter),
-            nn.modules.module.register_module_forward_hook(self._leave, always_call=True),
-        )
         for module in self.model.modules():
             if type(module) in self._opaque:  # undisturbed() takes this away again
                 module.forward = functools.partial(self._call_opaque, module, module.forward)
-        try:
-            with torch.no_grad(), self.fake_mode, self, _opaque_autograd_functions(self):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with torch.no_grad(), self.fake_mode, self, watched_by(self):
+            yield
 
     def _call_opaque(self, module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
         """Run a module unseen; record it as one call on its inputs and its parameters."""
@@ -197,12 +190,23 @@ class Recorder(TorchFunctionMode):
                 elif self.knows(tensor):
                     self.read_inside.append(tensor)
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
+    def enter(self, module: nn.Module) -> None:
+        """Calls are made by this module until it is left."""
         self.modules.append(self._paths.get(id(module), ""))
         self.deepest = self.modules[-1]
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def leave(self) -> None:
+        """Calls are made by the module around the current one again."""
         self.modules.pop()
+
+    def run_function(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A custom autograd function is one call: its backward is not derived from its ops."""
+        args, kwargs = self._fake((args, kwargs))
+        with self.paused((args, kwargs)):
+            out = original(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            self.record(original.__self__, args, kwargs, out)
+        return out
 
     def fake_inputs(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -414,23 +418,3 @@ def _positional(model: nn.Module, count: int) -> list[str]:
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     return [found[i] if i < len(found) else str(i) for i in range(count)]
-
-
-@contextmanager
-def _opaque_autograd_functions(recorder: Recorder) -> Iterator[None]:
-    """Record a custom autograd function as one call: its backward is not derived from its ops."""
-    original = torch.autograd.Function.__dict__["apply"]
-
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        fakes, fake_kwargs = recorder._fake((args, kwargs))
-        with recorder.paused((fakes, fake_kwargs)):
-            out = original.__get__(None, cls)(*fakes, **fake_kwargs)
-        with torch._C.DisableTorchFunction():
-            recorder.record(cls, fakes, fake_kwargs, out)
-        return out
-
-    torch.autograd.Function.apply = classmethod(apply)
-    try:
-        yield
-    finally:
-        torch.autograd.Function.apply = original
