@@ -1,27 +1,34 @@
-"""From `package.module:name` or `path/to/file.py:name` to a model, for the command line.
+"""The model that a command is about: TARGET, --arg and --input, from their text to a model.
 
 Loading a model runs code that is not ours. Whatever that code raises becomes one TargetError.
+torch is imported when a model is loaded, not before.
 """
 
 from __future__ import annotations
 
+import argparse
+import ast
 import contextlib
 import importlib
 import importlib.util
+import logging
+import math
 import operator
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+from enorm_fx.errors import ArgumentError, EnormError
 
-from enorm_fx.errors import EnormError
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 class TargetError(EnormError):
@@ -43,8 +50,48 @@ class Target:
         return path if separated or path.suffix == ".py" or path.is_file() else None
 
 
+def add_target_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare TARGET, --arg, --input and --traceback: what `opened` reads."""
+    add = parser.add_argument
+    add("target", metavar="TARGET", help="package.module:name or path/to/file.py:name; the name "
+        "is a class, a function that returns a module, or a module")  # fmt: skip
+    add("--arg", action="append", default=[], metavar="NAME=VALUE", dest="arguments",
+        help="an argument for the class or function, a Python literal or else text; "
+        "repeatable")  # fmt: skip
+    add("--input", action="append", default=[], metavar="SHAPE[:DTYPE]", dest="inputs",
+        help="an example input, such as 1,3,224,224 or 2,16:int64; repeatable (default: a shape "
+        "that the first layers admit)")  # fmt: skip
+    add("--traceback", action="store_true", help="show the traceback of an error too")
+
+
+@contextlib.contextmanager
+def opened(
+    arguments: argparse.Namespace, doing: str, *, train: bool = False
+) -> Iterator[tuple[nn.Module, tuple[Tensor, ...]]]:
+    """The target's model in evaluation or training mode, and the inputs that --input describes.
+
+    Until the block ends, modules beside the target can be imported, torch logs nothing, and
+    whatever the model's code raises is a TargetError.
+
+    Args:
+        arguments: of a parser that went through `add_target_arguments`.
+        doing: what the block does, for its errors: "analyzing the model".
+        train: training mode; every module gets its own mode back in the end.
+
+    Raises:
+        ArgumentError: --arg or --input is written wrongly.
+        TargetError: the model cannot be loaded or built, or its code fails in the block.
+    """
+    target, keywords = parse(arguments.target), _keywords(arguments.arguments)
+    with importable(target):
+        model = load(target, keywords)
+        inputs = tuple(_example(text, model) for text in arguments.inputs)
+        with _muted_logs(), in_mode(model, train), foreign_code(doing):
+            yield model, inputs
+
+
 def parse(text: str) -> Target:
-    """Raises TargetError where the text is not MODULE:NAME."""
+    """Read MODULE:NAME. Raises TargetError where the text is not of that form."""
     module, _, name = text.rpartition(":")
     # The colon of C:\net.py separates no name.
     if not module or not all(part.isidentifier() for part in name.split(".")):
@@ -78,6 +125,9 @@ def load(target: Target, keywords: dict[str, Any]) -> nn.Module:
     Raises TargetError where the module or the name does not exist, the code fails, or no
     torch.nn.Module comes out.
     """
+    import torch
+    from torch import nn
+
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         with foreign_code(f"importing {target.module}"):
@@ -132,14 +182,13 @@ def _place(error: BaseException) -> str:
     """The last line of the user's own code that ran; a SyntaxError's message has it already."""
     if isinstance(error, SyntaxError):
         return ""
-    package = str(Path(__file__).parent)
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if frame.filename not in (__file__, importlib.__file__)
         and not frame.filename.startswith("<frozen")
     ]
-    own = [f for f in frames if "site-packages" not in f.filename and package not in f.filename]
+    own = [f for f in frames if "site-packages" not in f.filename and _PACKAGE not in f.filename]
     return "".join(f" (at {frame.filename}:{frame.lineno})" for frame in (own or frames)[-1:])
 
 
@@ -168,3 +217,52 @@ def _look_up(module: ModuleType, target: Target) -> Any:
         return operator.attrgetter(target.name)(module)
     except AttributeError as error:
         raise TargetError(f"{target.module} has no {target.name} ({error})") from error
+
+
+def _keywords(arguments: Sequence[str]) -> dict[str, Any]:
+    """The values of --arg NAME=VALUE: Python literals, anything else as text."""
+    result: dict[str, Any] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals or not name.isidentifier():
+            raise ArgumentError(f"--arg must be NAME=VALUE, not '{argument}'")
+        try:
+            result[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            result[name] = value
+    return result
+
+
+def _example(text: str, model: nn.Module) -> Tensor:
+    """The tensor of --input SHAPE[:DTYPE]; the type is by default that of the model's weights."""
+    import torch
+
+    sizes, colon, name = text.partition(":")
+    weights = (p.dtype for p in model.parameters() if p.is_floating_point())
+    dtype = getattr(torch, name, None) if colon else next(weights, torch.get_default_dtype())
+    if not isinstance(dtype, torch.dtype):
+        raise ArgumentError(f"--input {text}: '{name}' is no torch dtype, such as int64")
+    try:
+        shape = [int(size) for size in sizes.split(",")]
+    except ValueError:
+        shape = [0]
+    if min(shape) < 1 or math.prod(shape) >= 2**63:
+        raise ArgumentError(f"--input must be a shape such as 1,3,224,224, not '{text}'")
+    try:
+        if dtype.is_floating_point or dtype.is_complex:
+            return torch.zeros(1, dtype=dtype).expand(shape)  # no memory, only a shape
+        # 0 and 1 in turn: valid as classes or tokens wherever there are two of them.
+        return (torch.arange(shape[-1]) % 2).to(dtype).expand(shape)
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentError(f"--input {text}: {error}") from error
+
+
+@contextlib.contextmanager
+def _muted_logs() -> Iterator[None]:
+    """torch logs a traceback for every call that does not fit; the error says it in one line."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,61 +1,68 @@
-"""Which ops have a rule, read off the rules themselves: what `enorm-fx ops` prints."""
+"""Which ops have a rule, read off the rules: `python -m enorm_fx.report.coverage` writes ops.json.
+
+Run it after adding, renaming or describing a rule.
+"""
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from enorm_fx.errors import RuleError
+from enorm_fx.report.op_list import FILE
 from enorm_fx.rules import table
 from enorm_fx.tracing.op_keys import op_key
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _SPACES = (("torch", torch), ("F", F), ("Tensor", torch.Tensor))
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """The rules of one file. summary: the first sentence of its docstring."""
+def listing() -> dict[str, dict[str, Any]]:
+    """What ops.json holds, each part sorted by its keys.
 
-    name: str
-    summary: str
-    rules: tuple[RuleEntry, ...]
+    from:     "torch" -> the version whose spellings are listed, such as "2.9".
+    families: name of a file of rules -> the first sentence of its docstring.
+    rules:    "family.function" -> the first sentence of its docstring.
+    ops:      op key -> its rule and its spellings.
 
-
-@dataclass(frozen=True, slots=True)
-class RuleEntry:
-    """Op keys that share a rule, and the first sentence of its docstring."""
-
-    ops: tuple[str, ...]
-    summary: str
-
-
-def families() -> tuple[Family, ...]:
-    """Every op key of the rule table, once, by the file and the rule that knows it."""
-    found: dict[str, dict[Any, list[str]]] = {}
+    Raises RuleError where two rules that say different things have one name.
+    """
+    spelled = _spellings()
+    families: dict[str, str] = {}
+    rules: dict[str, str] = {}
+    ops: dict[str, Any] = {}
     for key, entry in table().items():
-        function = entry.function
-        found.setdefault(function.__module__, {}).setdefault(function, []).append(key)
-    return tuple(
-        Family(
-            name=module.rpartition(".")[2],
-            summary=_sentence(sys.modules[module]),
-            rules=tuple(
-                RuleEntry(tuple(keys), _sentence(function)) for function, keys in rules.items()
-            ),
-        )
-        for module, rules in sorted(found.items())
-    )
+        module = sys.modules[entry.function.__module__]
+        family = module.__name__.rpartition(".")[2]
+        name = f"{family}.{entry.function.__name__}"
+        summary = _first_sentence(entry.function)
+        if rules.setdefault(name, summary) != summary:
+            raise RuleError(f"two rules of {module.__name__} have the name {name}: rename one")
+        families[family] = _first_sentence(module)
+        ops[key] = {"rule": name, "spellings": spelled[key]}
+    return {
+        "from": {"torch": ".".join(torch.__version__.split(".")[:2])},
+        "families": dict(sorted(families.items())),
+        "rules": dict(sorted(rules.items())),
+        "ops": ops,
+    }
 
 
-def spellings() -> dict[str, list[str]]:
+def text() -> str:
+    """The content of ops.json: one line for each family, rule and op, so that changes are small."""
+    parts = []
+    for part, entries in listing().items():
+        lines = [f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in entries.items()]
+        parts.append(f"{json.dumps(part)}: {{\n" + ",\n".join(lines) + "\n}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _spellings() -> dict[str, list[str]]:
     """Op key -> the names that torch, torch.nn.functional (F) and Tensor have for it."""
     result: dict[str, list[str]] = {key: [] for key in table()}
     for space, members in _SPACES:
@@ -69,62 +76,12 @@ def spellings() -> dict[str, list[str]]:
     return result
 
 
-def to_dict() -> dict[str, Any]:
-    """The coverage in JSON types."""
-    spelled = spellings()
-    return {
-        "count": len(spelled),
-        "families": [
-            {
-                "name": family.name,
-                "summary": family.summary,
-                "rules": [
-                    {
-                        "summary": rule.summary,
-                        "ops": [{"op": op, "spellings": spelled[op]} for op in rule.ops],
-                    }
-                    for rule in family.rules
-                ],
-            }
-            for family in families()
-        ],
-    }
-
-
-def show(console: Console) -> None:
-    """Print a table per family: op keys with their other names, and what becomes of labels."""
-    from rich import box
-    from rich.table import Table
-
-    synonyms = {op: _other_names(op, names) for op, names in spellings().items()}
-    total = 0
-    for family in families():
-        count = sum(len(rule.ops) for rule in family.rules)
-        total += count
-        console.print(f"{family.name}: {count} ops", style="bold")
-        console.print(family.summary)
-        table = Table(
-            box=box.SIMPLE_HEAD, leading=1, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0)
-        )
-        table.add_column("ops (also called)", ratio=1, overflow="fold")
-        table.add_column("what becomes of the scale", ratio=1, overflow="fold")
-        for rule in family.rules:
-            table.add_row(", ".join(op + synonyms[op] for op in rule.ops), rule.summary)
-        console.print(table)
-        console.print()
-    console.print(f"{total} ops have a rule; all else is pinned, and the report names it.")
-
-
-def _other_names(op: str, names: list[str]) -> str:
-    """Spellings that are neither the key itself nor its in-place or private form."""
-    others = {name.partition(".")[2] for name in names}
-    others = {name for name in others if name.strip("_") != op and not name.startswith("_")}
-    others -= {f"{name}_" for name in others}
-    return f" ({', '.join(sorted(others))})" if others else ""
-
-
-def _sentence(documented: Any) -> str:
+def _first_sentence(documented: Any) -> str:
     """The first sentence of a docstring, without the line breaks."""
     paragraph = (inspect.getdoc(documented) or "").partition("\n\n")[0]
     sentence = re.split(r"(?<=\.)\s+(?=[A-Z])", " ".join(paragraph.split()), maxsplit=1)[0]
     return sentence.removesuffix(".")
+
+
+if __name__ == "__main__":
+    FILE.write_text(text(), encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import json
 import logging
@@ -19,7 +18,6 @@ from torch import nn
 
 import enorm_fx
 from enorm_fx import rules
-from enorm_fx.cli import main as cli
 from enorm_fx.cli.main import main
 from tests.support.cli_folder import NET, error_line, filled, run
 
@@ -331,18 +329,3 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     done = _python("-c", code, f"{tmp_path / 'net.py'}:Net")
     assert done.returncode == 1
     assert done.stderr.splitlines() == ["importing the net", "running the net"]
-
-
-def test_the_command_line_imports_torch_and_rich_only_when_it_runs() -> None:
-    tree = ast.parse(Path(cli.__file__).read_text())
-    names = {
-        name
-        for node in tree.body
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-        for name in (
-            [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
-        )
-    }
-    ours = {name for name in names if name is not None and name.startswith("enorm_fx")}
-    assert ours == {"enorm_fx._version", "enorm_fx.errors"}
-    assert {str(name).partition(".")[0] for name in names - ours} <= sys.stdlib_module_names

@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import enorm_fx
+from enorm_fx.cli.target import TargetError, foreign_code
 from tests.support.cli_folder import error_line, filled, run
 
 
@@ -129,6 +132,16 @@ def test_other_wrong_arguments_are_one_line_and_status_2(
     status, _, err = run(capsys, *argv)
     assert status == 2
     assert message in error_line(err)
+
+
+def test_an_error_names_the_users_line_and_none_of_the_package() -> None:
+    within = Path(enorm_fx.__file__).parent / "tracing" / "some.py"
+    spaces: dict[str, Any] = {}
+    exec(compile("def fail(): raise OSError('gone')", str(within), "exec"), spaces)
+    exec(compile("\n\ndef forward(): fail()", "/home/user/net.py", "exec"), spaces)
+    where = r"^running it failed: OSError: gone \(at /home/user/net\.py:3\)$"
+    with pytest.raises(TargetError, match=where), foreign_code("running it"):
+        spaces["forward"]()
 
 
 def test_traceback_is_shown_on_request_only(

@@ -1,0 +1,36 @@
+"""Where a command's output goes: the terminal, JSON on stdout, files."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enorm_fx.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def terminal() -> Console:
+    """A console that prints names as they are: they may contain brackets."""
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def stdout_kept_for_json(wanted: bool) -> Iterator[None]:
+    """If JSON is wanted, send to stderr what code in this block prints, such as the model's."""
+    with contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext():
+        yield
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that the user named. Raises ArgumentError where that is not possible."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ArgumentError(f"{path} cannot be written: {error.strerror}") from error
