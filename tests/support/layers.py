@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).parents[2] / "enorm_fx"
 # from its own layer and from earlier ones.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors"),
+    ("nested",),
     ("tracing",),
     ("symmetry",),
     ("rules",),
