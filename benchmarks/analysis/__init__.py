@@ -1,0 +1,1 @@
+"""How long an analysis takes: `python -m benchmarks.analysis`."""
