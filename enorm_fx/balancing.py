@@ -76,9 +76,9 @@ def balance(
     plan = as_plan(model_or_plan, example_inputs, batchnorm)
     p = float(p)
     program = Program(plan, plan.groups, p=p, c=c, exact=check_exact(plan, exact), wide=True)
+    program.bind_()
     check_finite(plan)
     before = objective(plan, p, c)
-    program.bind_()
     with full_precision(program.device):
         writes = program.collect(None, None, gradients=True)
         descent, sizes = program.measure_()

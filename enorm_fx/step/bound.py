@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from operator import attrgetter, is_
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -61,6 +62,10 @@ class Bound:
         self._sized = [*dicts, *held]
         self._sizes = [len(d) for d in self._sized]
         self._aliases = [tensor.detach() for tensor in self._tensors]
+        self._types = [type(tensor) for tensor in self._tensors]
+        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
+        self._storages = [tensor.untyped_storage() for tensor in self._tensors]
+        self._bytes = [storage.nbytes() for storage in self._storages]
         self._dtypes = [tensor.dtype for tensor in self._tensors]
         self._trained = [tensor.requires_grad for tensor in self._tensors]
 
@@ -82,12 +87,18 @@ class Bound:
         return list(map(len, self._sized)) == self._sizes and self._same_memory()
 
     def _same_memory(self) -> bool:
+        # swap_tensors makes another kind of tensor of the same object: asked before all else.
+        if list(map(type, self._tensors)) != self._types:
+            return False
         try:
             same = all(map(Tensor.is_set_to, self._tensors, self._aliases))
         except RuntimeError:  # it cannot be asked across devices
             return False
+        # A storage that was freed or resized is still the same storage, to tensors and aliases.
         return (
             same
+            and list(map(torch.UntypedStorage.nbytes, self._storages)) == self._bytes
+            and list(map(Tensor.data_ptr, self._tensors)) == self._addresses
             and list(map(_dtype, self._tensors)) == self._dtypes
             and list(map(_requires_grad, self._tensors)) == self._trained
         )

@@ -11,17 +11,20 @@ from torch.optim import Optimizer
 
 from enorm_fx.errors import ArgumentError, NonFiniteError, PlanError
 from enorm_fx.plan.data import PlanData
+from enorm_fx.step.memory import check_plain
 from enorm_fx.step.order import ORDERS
 
 
 def find_parameter(model: nn.Module, name: str) -> nn.Parameter:
-    """The parameter of that name now. Raises PlanError if there is none."""
+    """The parameter of that name now. Raises PlanError if there is none, or no plain one."""
     try:
-        return model.get_parameter(name)
+        parameter = model.get_parameter(name)
     except AttributeError as error:
         raise PlanError(
             f"the model has no parameter '{name}' any more; nothing was written. Analyze it again"
         ) from error
+    check_plain(parameter, f"'{name}'")
+    return parameter
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

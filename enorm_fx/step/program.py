@@ -35,6 +35,7 @@ from enorm_fx.step.measure import (
     measure_,
     size,
 )
+from enorm_fx.step.memory import check_plain
 from enorm_fx.step.optimizer_state import exponents, state_buffers
 from enorm_fx.step.precision import full_precision
 from enorm_fx.step.solve import Descent, sweep_
@@ -186,9 +187,11 @@ class Program:
                         f"the gradient of '{entry.name}' is sparse and cannot follow the weight; "
                         "nothing was written. Clear it (zero_grad) before rescaling"
                     )
+                check_plain(weight.grad, f"the gradient of '{entry.name}'")
                 writes.append(Write(number, weight.grad, -1))
             if optimizer is not None:
                 for buffer in state_buffers(optimizer, weight, entry.name, known):
+                    check_plain(buffer.tensor, f"the buffer '{buffer.name}' of '{entry.name}'")
                     writes.append(Write(number, buffer.tensor, buffer.exponent))
         return writes
 
