@@ -27,7 +27,8 @@ def draw(path: Path, record: Mapping[str, Any]) -> None:
     figure = Figure(figsize=(3.4 * len(curves), 3.3), layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for axes, (kind, passes) in zip(panels, curves.items(), strict=True):
-        for name, points in passes.items():
+        for name, measured in passes.items():
+            points = [point for point in measured if "error" not in point]
             sizes = [point["size"] for point in points]
             seconds = [point["seconds"] for point in points]
             axes.loglog(
