@@ -42,8 +42,7 @@ def _explained(weight: str, side: str, chain: list[Origin]) -> Blocked:
     if not chain:
         return Blocked(weight, side, "its values are given", "", "")
     first, *rest = chain
-    steps = tuple(f"{o.reason} ({', '.join(x for x in (o.node, o.source) if x)})" for o in rest)
-    return Blocked(weight, side, first.reason, first.node, first.source, steps)
+    return Blocked(weight, side, first.reason, first.node, first.source, tuple(rest), first.index)
 
 
 def _source_of_pin(trace: Trace, labels: Labels, reader: Node, weight: str) -> list[int]:

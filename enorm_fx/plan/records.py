@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from enorm_fx.rules import Origin
 from enorm_fx.symmetry.solution import ScaleTerm
 
 
@@ -58,10 +59,11 @@ class Pair:
 class Blocked:
     """A side ("output" or "input") of a weight that stays pinned, and why.
 
-    reason: what pinned it; node: module path and op that did, source: "file.py:line" of the
-            user's code that called it.
-    chain:  the equalities that led from there to the weight, nearest to the reason first, each
-            "reason (module.op, file.py:line)".
+    reason: what pinned it.
+    node:   module path and op of the call that did, or the name of a frozen parameter.
+    source: "file.py:line" of the user's code that called it.
+    chain:  the equalities that led from there to the weight, nearest to the reason first.
+    call:   the call's node in `plan.graph`; -1 where no call pinned it.
     """
 
     weight: str
@@ -69,4 +71,5 @@ class Blocked:
     reason: str
     node: str
     source: str
-    chain: tuple[str, ...] = ()
+    chain: tuple[Origin, ...] = ()
+    call: int = -1

@@ -61,7 +61,10 @@ def to_dict(plan: PlanData, *, all_pairs: bool = False) -> dict[str, Any]:
                 "reason": side.reason,
                 "node": side.node,
                 "source": side.source,
-                "chain": list(side.chain),
+                "chain": [
+                    {"reason": step.reason, "node": step.node, "source": step.source}
+                    for step in side.chain
+                ],
             }
             for side in plan.blocked
         ],

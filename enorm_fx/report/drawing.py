@@ -90,11 +90,6 @@ def parts(plan: PlanData) -> list[Part]:
         read = [both for name in call["parameters"] if (both := found.get(name))]
         sizes = ["x".join(map(str, shapes[n])) for n in call["parameters"] if n in weights]
         blocked = [side.blocked for both in read for side in both if side.blocked]
-        place = "input" if call["leaf"] else f"{call['module']}.{call['op']}".lstrip(".")
-        reasons = [
-            (names, why) for why, names in pins.get((place, call["source"]), {}).items()
-            if not call["leaf"] or why.startswith(call["name"])
-        ]  # fmt: skip
         result.append(
             Part(
                 number=number,
@@ -107,7 +102,9 @@ def parts(plan: PlanData) -> list[Part]:
                 takes=_joined(side.groups for _, side in read),
                 makes=_joined(side.groups for side, _ in read),
                 carries=tuple(call.get("groups", ())),
-                pins="; ".join(f"{few(names)} ({why})" for names, why in reasons),
+                pins="; ".join(
+                    f"{few(names)} ({why})" for why, names in pins.get(number, {}).items()
+                ),
                 stays=tuple((f"{short(b.weight)} {b.side}", b.reason) for b in blocked),
                 leaf=call["leaf"],
             )
@@ -115,12 +112,11 @@ def parts(plan: PlanData) -> list[Part]:
     return result
 
 
-def _pins(plan: PlanData) -> dict[tuple[str, str], dict[str, list[str]]]:
-    """(place, source) of a call -> reason -> the sides of weights that it pins."""
-    result: dict[tuple[str, str], dict[str, list[str]]] = {}
+def _pins(plan: PlanData) -> dict[int, dict[str, list[str]]]:
+    """Node of a call -> reason -> the sides of weights that it pins."""
+    result: dict[int, dict[str, list[str]]] = {}
     for b in plan.blocked:
-        sides_of = result.setdefault((b.node, b.source), {}).setdefault(b.reason, [])
-        sides_of.append(f"{short(b.weight)} {b.side}")
+        result.setdefault(b.call, {}).setdefault(b.reason, []).append(f"{short(b.weight)} {b.side}")
     return result
 
 

@@ -117,22 +117,18 @@ def _listed(names: Sequence[str], this: str) -> str:
 
 def _pinned(blocked: Blocked, width: int) -> Iterator[list[str]]:
     yield _wrapped(f"{blocked.side.capitalize()} side: pinned.", width, 1)
-    steps = [f"{blocked.reason}{_bracketed(_place(blocked.node, blocked.source))}"]
-    steps += [_step(step) for step in blocked.chain]
-    steps = [step for step, _ in itertools.groupby(steps)]
+    causes = [(blocked.reason, blocked.node, blocked.source)]
+    causes += [(step.reason, step.node, step.source) for step in blocked.chain]
+    steps = [_step(*cause) for cause, _ in itertools.groupby(causes)]
     does = "makes" if blocked.side == "output" else "reads"
     steps.append(f"so what {short(blocked.weight)} {does} keeps its values")
     for number, step in enumerate(steps, 1):
         yield _wrapped(f"{number}. {step[:1].upper()}{step[1:]}", width, 2)
 
 
-def _step(step: str) -> str:
-    """An equality of a chain, "reason (place, source)", as a sentence."""
-    reason, _, rest = step.rpartition(" (")
-    place, _, source = rest.removesuffix(")").partition(", ")
-    if reason.startswith("'") and reason.endswith("'"):
-        reason += " ties the scales of what it touches"
-    return f"{reason or step}{_bracketed(_place(place, source))}"
+def _step(reason: str, node: str, source: str) -> str:
+    place = _place(node, source)
+    return f"{reason} ({place})" if place else reason
 
 
 def _companion(plan: PlanData, name: str, both: Sequence[Side], width: int) -> Iterator[list[str]]:
@@ -160,10 +156,6 @@ def _companion(plan: PlanData, name: str, both: Sequence[Side], width: int) -> I
 
 def _place(node: str, source: str) -> str:
     return ", ".join(part for part in (node, short_source(source)) if part not in _NO_CALL)
-
-
-def _bracketed(place: str) -> str:
-    return f" ({place})" if place else ""
 
 
 def _wrapped(text: str, width: int, level: int = 0) -> list[str]:

@@ -61,7 +61,7 @@ def propagate(
     values: list[Any] = []
     for node in trace.nodes:
         context.node = node
-        context.because(f"'{node.op}'")
+        context.because(f"'{node.op}' ties the scales of what it touches")
         label = _label(context, node, values, free, entries)
         values.append(replaced(Label, label, _settled) if node.index in trace.written else label)
     if not free:

@@ -75,11 +75,17 @@ def bind(entry: Entry, context: Context, node: Node) -> inspect.BoundArguments:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Why an equation was made, for the report."""
+    """Why an equation was made, for the report.
+
+    node:   module path and op of the call that made it, or the name of a parameter.
+    source: "file.py:line" of the user's code that called it.
+    index:  of that call's node in the trace.
+    """
 
     reason: str
     node: str = ""
     source: str = ""
+    index: int = -1
 
 
 @dataclass(slots=True)
@@ -115,11 +121,13 @@ class Context:
     def because(self, reason: str) -> None:
         """What the equations made from here on are about."""
         node = self.node
-        place = ""
-        if node is not None:
+        if node is None:
+            origin = Origin(reason)
+        else:
             is_call = node.op not in ("parameter", "constant")
             place = f"{node.module}.{node.op}".lstrip(".") if is_call else node.name
-        self.origins.append(Origin(reason, place, "" if node is None else node.source))
+            origin = Origin(reason, place, node.source, node.index)
+        self.origins.append(origin)
         self.system.origin = len(self.origins) - 1
 
     def value(self, label: Label) -> Tensor | None:

@@ -163,11 +163,14 @@ def test_what_is_pinned_says_why(name: str) -> None:
         assert mine
         for part in mine:
             assert f"{blocked.side} pinned: {blocked.reason}" in part.title
-    places = {(b.node, b.source) for b in plan.blocked if b.node}
-    assert bool(places) == any(part.pins for part in parts)
-    for part in parts:
-        if part.pins and not part.leaf:
-            assert (f"{part.module}.{part.op}".lstrip("."), part.source) in places
+    by_call = {part.number: part for part in parts}
+    pinning = {b.call for b in plan.blocked}
+    assert {part.number for part in parts if part.pins} == pinning
+    for blocked in plan.blocked:
+        part = by_call[blocked.call]
+        place = part.op if part.leaf else f"{part.module}.{part.op}".lstrip(".")
+        assert (blocked.node, blocked.source) == (place, part.source)
+        assert f"({blocked.reason})" in part.pins
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -98,7 +98,15 @@ def test_dict_is_the_plan_in_json_types() -> None:
     assert every["totals"].pop("pairs") == len(plan.pairs) > data["totals"]["pairs"]
     assert every["groups"] == data["groups"]
     assert [tuple(b.values()) for b in data["blocked"]] == [
-        (b.weight, b.side, b.reason, b.node, b.source, list(b.chain)) for b in plan.blocked
+        (
+            b.weight,
+            b.side,
+            b.reason,
+            b.node,
+            b.source,
+            [{"reason": o.reason, "node": o.node, "source": o.source} for o in b.chain],
+        )
+        for b in plan.blocked
     ]
     assert [
         (p["name"], tuple(p["shape"]), p["depth"], p["counted"], p["rescaled"])
