@@ -274,9 +274,3 @@ def test_boxes_do_not_overlap_and_edges_join_them(count: int) -> None:
                 and other.y < max(y, v) and min(y, v) < other.bottom
                 for other in layout.boxes
             ), "no line crosses a call"  # fmt: skip
-
-
-def test_the_files_of_the_page_are_in_the_package() -> None:
-    setup = (Path(enorm_fx.__file__).parents[1] / "setup.cfg").read_text()
-    data = setup.partition("[options.package_data]")[2].partition("[")[0]
-    assert "assets/*" in data
