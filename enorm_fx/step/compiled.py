@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 
 import torch
@@ -42,6 +43,7 @@ class CompiledStep:
         self._compiled: Compiled | None = None
         self._versioned: list[Tensor] = []
         self._unread: Tensor | None = None
+        self._turn = threading.Lock()
 
     @property
     def backend(self) -> str:
@@ -55,7 +57,15 @@ class CompiledStep:
         return self._compile_if_needed()[0].code
 
     def run_(self) -> None:
-        """One step. Raises what `Program.apply_` raises, with nothing written."""
+        """One step. Raises what `Program.apply_` raises, with nothing written.
+
+        One at a time: native code runs while other threads of Python do, and a step has one
+        workspace.
+        """
+        with self._turn:
+            self._run_()
+
+    def _run_(self) -> None:
         compiled, job = self._compile_if_needed()
         if not job.writes:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,12 @@ import torch
 
 from enorm_fx.step.generated.generate import generate
 from enorm_fx.step.job import Job
+from enorm_fx.step.native.compiler import load
 from enorm_fx.step.native.pack import DTYPES, Packer, Unsupported
-from enorm_fx.step.native.tables import library
+
+_forked: list[bool] = []  # not empty in a process that was forked from one that knew this module
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _forked.append(True))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,13 +35,14 @@ class Native:
         return generate(self.job).code
 
     def run(self) -> bool:
-        threads = min(self.threads, torch.get_num_threads())
+        # A forked process has none of its parent's threads, and OpenMP would wait for them.
+        threads = 1 if _forked else min(self.threads, torch.get_num_threads())
         return bool(self.library.enorm_run(ctypes.byref(self.packed), threads))
 
 
 def make_native(job: Job) -> Native:
     """Raises compiler.CompilerError, or Unsupported: then take another backend."""
-    loaded = library()
+    loaded = load()
     for write in job.writes:
         if write.tensor.device.type != "cpu" or write.tensor.dtype not in DTYPES:
             raise Unsupported(f"{write.tensor.dtype} on {write.tensor.device}")

@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr i64 TILE = 4096, FLUSH = 64;                 // columns at a time; rows before widening
+constexpr i64 TILE = ENORM_TILE, FLUSH = 64;                // columns at a time; rows before widening
 
 struct bf16 { uint16_t bits; };
 #ifdef __FLT16_MAX__

@@ -18,11 +18,13 @@ from enorm_fx.step.measure import accumulation_dtype
 from enorm_fx.step.native import tables
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_TILE = 4096  # as in numbers.h
-_MOST_SIDES = 16  # as in slopes.h
+_MOST_IDS = 2**31 - 1  # ids are 32 bits wide in the tables
 _FEW_ENTRIES = 1 << 18  # written entries below which threads cost more than they bring
 # How far factors may go: well inside the range of the dtype that they are computed in.
 _REACH = {torch.float32: 80.0, torch.float64: 600.0}
+
+
+Row = dict[str, Any]  # a structure of tables.h, by the names of its fields
 
 
 class Unsupported(Exception):
@@ -46,7 +48,7 @@ class Packer:
         self.products = sorted({x * a for x in self.exponents for a in self.coefficients})
         self.forms: list[Form] = []
         self.form_numbers: dict[object, int] = {}
-        self.sources: list[tuple[int, ...]] = []
+        self.sources: list[Row] = []
         self.owner = torch.full((self.scales + 1,), -1)
         for number, group in enumerate(job.layout.groups):
             self.owner[group.start : group.start + group.channels] = number
@@ -54,6 +56,8 @@ class Packer:
     def pack(self) -> Any:
         """The table of tables. It points into what `keep` holds."""
         job = self.job
+        if max([self.scales, *(weight.numel() for weight in job.weights)]) >= _MOST_IDS:
+            raise Unsupported("more entries than 32 bits number")
         rates = [entry.rate for entry in job.layout.entries]
         limits = [math.log(torch.finfo(weight.dtype).max) for weight in job.weights]
         weights = [self._source(number, weight) for number, weight in enumerate(job.weights)]
@@ -61,7 +65,7 @@ class Packer:
         passes, touches, groups, batches, met = self._turns(block_forms)
         read = {job.layout.blocks[block].entry for block in met}
         checks = [
-            (weights[number], rates[number], limits[number])
+            {"source": weights[number], "rate": rates[number], "limit": limits[number]}
             for number in range(len(job.weights))
             if number not in read
         ]
@@ -70,7 +74,7 @@ class Packer:
         rows = max((form.rows for form in self.forms), default=1)
         cols = max((form.cols * form.run for form in self.forms), default=1)
         channels = max((group.channels for group in job.layout.groups), default=1)
-        width = 3 * max(rows, cols, channels) + _TILE
+        width = 3 * max(rows, cols, channels) + tables.TILE
         powers = len(self.coefficients)
         farthest = min(
             (
@@ -80,28 +84,41 @@ class Packer:
             ),
             default=math.inf,
         )
-        packed = tables.Job(
-            self.scales, job.cycles, self.threads, int(job.exact), powers, len(self.products),
-            job.p, farthest,
-            self._doubles(self.coefficients), self._doubles(self.products),
-            self._hold(torch.tensor([
-                *(self.products.index(x * a) for x in self.exponents for a in self.coefficients), 0
-            ])),
-            self._room(powers * (self.scales + 1)),
-            self._room(len(self.products) * (self.scales + 1)),
-            self._room(self.scales + 1),
-            self._room(len(blocks) * self.threads),
-            self._room(width * self.threads), width,
-            forms, self._table(tables.Source, self.sources),
-            self._table(tables.Block, blocks), len(blocks),
-            self._table(tables.Pass, passes), self._table(tables.Touch, touches),
-            self._table(tables.Group, groups),
-            self._table(tables.Batch, batches), len(batches),
-            self._table(tables.Check, checks), len(checks),
-            self._table(tables.Scaler, scalers), len(scalers),
-            self._table(tables.Write, writes), len(writes),
-        )  # fmt: skip
-        return packed
+        products = [self.products.index(x * a) for x in self.exponents for a in self.coefficients]
+        return tables.Job(
+            scales=self.scales,
+            cycles=job.cycles,
+            threads=self.threads,
+            exact=int(job.exact),
+            power_count=powers,
+            product_count=len(self.products),
+            p=job.p,
+            farthest=farthest,
+            coefficients=self._doubles(self.coefficients),
+            products=self._doubles(self.products),
+            product=self._hold(torch.tensor([*products, 0])),
+            e=self._room(powers * (self.scales + 1)),
+            d=self._room(len(self.products) * (self.scales + 1)),
+            steps=self._room(self.scales + 1),
+            totals=self._room(len(blocks) * self.threads),
+            scratch=self._room(width * self.threads),
+            scratch_width=width,
+            forms=forms,
+            sources=self._table(tables.Source, self.sources),
+            blocks=self._table(tables.Block, blocks),
+            block_count=len(blocks),
+            passes=self._table(tables.Pass, passes),
+            touches=self._table(tables.Touch, touches),
+            groups=self._table(tables.Group, groups),
+            batches=self._table(tables.Batch, batches),
+            batch_count=len(batches),
+            checks=self._table(tables.Check, checks),
+            check_count=len(checks),
+            scalers=self._table(tables.Scaler, scalers),
+            scaler_count=len(scalers),
+            writes=self._table(tables.Write, writes),
+            write_count=len(writes),
+        )
 
     # ---- memory
 
@@ -115,8 +132,8 @@ class Packer:
     def _doubles(self, values: Iterable[float]) -> int:
         return self._hold(torch.tensor([*values, 0.0], dtype=torch.float64))
 
-    def _table(self, struct: type[ctypes.Structure], rows: list[tuple[Any, ...]]) -> int:
-        table = (struct * max(1, len(rows)))(*(struct(*row) for row in rows))
+    def _table(self, struct: type[ctypes.Structure], rows: list[Row]) -> int:
+        table = (struct * max(1, len(rows)))(*(struct(**row) for row in rows))
         self.keep.append(table)
         return ctypes.addressof(table)
 
@@ -124,17 +141,23 @@ class Packer:
         ids = [torch.where(t.ids < 0, self.scales, t.ids) for t in terms]
         first = [-1 if (start := first_of_run(line)) is None else start for line in ids]
         powers = [self.coefficients.index(t.coefficient) for t in terms]
+        last = torch.zeros(1, dtype=torch.int64)
         return tables.Terms(
-            len(terms),
-            length,
-            self._hold(torch.tensor([*powers, 0])),
-            self._hold(torch.tensor([*first, 0])),
-            self._hold(torch.cat([*ids, torch.zeros(1, dtype=torch.int64)]).to(torch.int32)),
+            count=len(terms),
+            length=length,
+            power=self._hold(torch.tensor([*powers, 0])),
+            first=self._hold(torch.tensor([*first, 0])),
+            ids=self._hold(torch.cat([*ids, last]).to(torch.int32)),
         )
 
-    def _form(self, form: Form) -> tuple[Any, ...]:
-        row, col = self._terms(form.row, form.rows), self._terms(form.col, form.cols)
-        return form.rows, form.cols, form.run, row, col
+    def _form(self, form: Form) -> Row:
+        return {
+            "rows": form.rows,
+            "cols": form.cols,
+            "run": form.run,
+            "row": self._terms(form.row, form.rows),
+            "col": self._terms(form.col, form.cols),
+        }
 
     def _source(self, entry: int, tensor: Tensor) -> int:
         axes = memory_order(tensor)
@@ -145,14 +168,15 @@ class Packer:
             self.forms.append(make_form(self.job.layout.entries[entry], axes))
         self.keep.append(tensor)
         number = self.form_numbers[entry, axes]
-        self.sources.append((tensor.data_ptr(), DTYPES[tensor.dtype], number))
+        dtype = DTYPES[tensor.dtype]
+        self.sources.append({"data": tensor.data_ptr(), "dtype": dtype, "form": number})
         return len(self.sources) - 1
 
     # ---- measure
 
     def _blocks(
         self, weights: list[int], rates: list[float], limits: list[float]
-    ) -> tuple[list[tuple[Any, ...]], list[int]]:
+    ) -> tuple[list[Row], list[int]]:
         job = self.job
         split = {
             b.entry: number for number, b in enumerate(job.layout.blocks) if b.removed is not None
@@ -161,7 +185,7 @@ class Packer:
         for block in job.layout.blocks:
             weight = job.weights[block.entry]
             wide = accumulation_dtype(weight.dtype, job.p, False) == torch.float64
-            form = self.sources[weights[block.entry]][2]
+            form = self.sources[weights[block.entry]]["form"]
             shape = self.forms[form]
             removed = picked = None
             if block.entry in split:
@@ -173,15 +197,22 @@ class Packer:
             sums = block.entry in split or job.p not in (1.0, 2.0, math.inf) or shape.run > 1
             dtype = torch.float64 if wide else torch.float32
             size = self.forms[form].rows * self.forms[form].cols
-            blocks.append((
-                weights[block.entry], form, self._room(size, dtype) if sums else None, int(wide),
-                job.c ** (-job.power * block.depth),
-                0 if removed is None else len(removed), 0 if picked is None else len(picked),
-                split.get(block.entry, 0),
-                None if removed is None else self._hold(removed),
-                None if picked is None else self._hold(picked),
-                rates[block.entry], limits[block.entry],
-            ))  # fmt: skip
+            blocks.append(
+                {
+                    "source": weights[block.entry],
+                    "form": form,
+                    "sums": self._room(size, dtype) if sums else None,
+                    "wide": int(wide),
+                    "weight": job.c ** (-job.power * block.depth),
+                    "removed_count": 0 if removed is None else len(removed),
+                    "picked_count": 0 if picked is None else len(picked),
+                    "picked_from": split.get(block.entry, 0),
+                    "removed": None if removed is None else self._hold(removed),
+                    "picked": None if picked is None else self._hold(picked),
+                    "rate": rates[block.entry],
+                    "limit": limits[block.entry],
+                }
+            )
             forms.append(form)
         return blocks, forms
 
@@ -201,10 +232,10 @@ class Packer:
 
     def _turns(self, forms: list[int]) -> tuple[Any, ...]:
         """Passes, touches, groups and batches, and the blocks that some pass reads."""
-        passes: list[tuple[Any, ...]] = []
-        touches: list[tuple[Any, ...]] = []
-        groups: list[tuple[Any, ...]] = []
-        batches: list[tuple[Any, ...]] = []
+        passes: list[Row] = []
+        touches: list[Row] = []
+        groups: list[Row] = []
+        batches: list[Row] = []
         met: set[int] = set()
         by_group = self._touches(forms)
         for turn in self.job.layout.batches:
@@ -215,7 +246,7 @@ class Packer:
                 group = self.job.layout.groups[number]
                 if not group.positive or not group.negative:
                     continue
-                if len(group.positive) + len(group.negative) > _MOST_SIDES:
+                if len(group.positive) + len(group.negative) > tables.MOST_SIDES:
                     raise Unsupported("more kinds of exponents than the native backend holds")
                 sides = [*group.positive, *group.negative]
                 first_touch = len(touches)
@@ -224,7 +255,14 @@ class Packer:
                         numbers[block, over_rows] = len(passes)
                         form = self.forms[forms[block]]
                         size = form.cols * self.threads if over_rows else form.rows
-                        passes.append((block, over_rows, int(block not in seen), self._room(size)))
+                        passes.append(
+                            {
+                                "block": block,
+                                "over_rows": over_rows,
+                                "first": int(block not in seen),
+                                "out": self._room(size),
+                            }
+                        )
                         met.add(block)
                     touches.append(self._touch(
                         numbers[block, over_rows], sides.index(coefficient), positions, channels
@@ -234,7 +272,15 @@ class Packer:
                 groups.append(self._group(group, first_touch, len(touches), sides))
             if len(groups) > first_group:
                 alone = plain and len(groups) == first_group + 1
-                batches.append((begin, len(passes), first_group, len(groups), int(alone)))
+                batches.append(
+                    {
+                        "pass_begin": begin,
+                        "pass_end": len(passes),
+                        "group_begin": first_group,
+                        "group_end": len(groups),
+                        "alone": int(alone),
+                    }
+                )
         return passes, touches, groups, batches, met
 
     def _touches(self, forms: list[int]) -> list[list[tuple[int, int, float, Tensor, Tensor]]]:
@@ -255,50 +301,51 @@ class Packer:
                         )
         return found
 
-    def _touch(
-        self, number: int, side: int, positions: Tensor, channels: Tensor
-    ) -> tuple[Any, ...]:
+    def _touch(self, number: int, side: int, positions: Tensor, channels: Tensor) -> Row:
         position, channel = first_of_run(positions), first_of_run(channels)
+        touch: Row = {"pass_": number, "side": side, "count": len(positions)}
         if position is not None and channel is not None:
-            return number, side, len(positions), position, channel, None, None
-        return (
-            number,
-            side,
-            len(positions),
-            0,
-            0,
-            self._hold(positions.to(torch.int32)),
-            self._hold(channels.to(torch.int32)),
-        )
+            return {**touch, "position": position, "channel": channel}
+        return {
+            **touch,
+            "positions": self._hold(positions.to(torch.int32)),
+            "channels": self._hold(channels.to(torch.int32)),
+        }
 
-    def _group(
-        self, group: GroupLayout, first: int, last: int, sides: list[float]
-    ) -> tuple[Any, ...]:
-        return (
-            group.start, group.channels, first, last,
-            len(group.positive), len(group.negative), int(group.symmetric), float(group.damping),
-            self._doubles(sides), self._room(len(sides) * group.channels),
-        )  # fmt: skip
+    def _group(self, group: GroupLayout, first: int, last: int, sides: list[float]) -> Row:
+        return {
+            "start": group.start,
+            "channels": group.channels,
+            "touch_begin": first,
+            "touch_end": last,
+            "positive": len(group.positive),
+            "negative": len(group.negative),
+            "symmetric": int(group.symmetric),
+            "damping": float(group.damping),
+            "coefficients": self._doubles(sides),
+            "sides": self._room(len(sides) * group.channels),
+        }
 
     # ---- apply
 
-    def _writes(self) -> tuple[list[tuple[Any, ...]], list[tuple[int, int]]]:
-        scalers: list[tuple[Any, ...]] = []
+    def _writes(self) -> tuple[list[Row], list[Row]]:
+        scalers: list[Row] = []
         numbers: dict[tuple[int, int, bool], int] = {}
         writes = []
         for write in self.job.writes:
             source = self._source(write.entry, write.tensor)
-            writes.append((source, self._scaler(write, source, scalers, numbers)))
+            scaler = self._scaler(write, source, scalers, numbers)
+            writes.append({"source": source, "scaler": scaler})
         return scalers, writes
 
     def _scaler(
         self,
         write: Write,
         source: int,
-        scalers: list[tuple[Any, ...]],
+        scalers: list[Row],
         numbers: dict[tuple[int, int, bool], int],
     ) -> int:
-        form, wide = self.sources[source][2], write.tensor.dtype == torch.float64
+        form, wide = self.sources[source]["form"], write.tensor.dtype == torch.float64
         key = form, write.exponent, wide
         if key not in numbers:
             numbers[key] = len(scalers)
@@ -306,5 +353,7 @@ class Packer:
             row = self._room(shape.rows)
             col = self._room(shape.cols * shape.run, torch.float64 if wide else torch.float32)
             exponent = self.exponents.index(write.exponent)
-            scalers.append((form, exponent, int(wide), row, col))
+            scalers.append(
+                {"form": form, "exponent": exponent, "wide": int(wide), "row": row, "col": col}
+            )
         return numbers[key]

@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int MOST_SIDES = 16;                         // as in pack.py
+constexpr int MOST_SIDES = ENORM_MOST_SIDES;           // kinds of exponents in a group
 
 // How J falls and rises with the step of one channel that has several exponents.
 struct Slopes {

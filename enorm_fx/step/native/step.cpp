@@ -475,14 +475,6 @@ int enorm_run(const Job* job, int threads) {
     return common.decision;
 }
 
-// What `tables.py` compares its own declarations with.
-void enorm_sizes(i64* out) {
-    const i64 sizes[] = {sizeof(Terms), sizeof(Form), sizeof(Source), sizeof(Block), sizeof(Pass),
-                         sizeof(Touch), sizeof(Group), sizeof(Batch), sizeof(Check), sizeof(Write),
-                         sizeof(Scaler), sizeof(Job), sizeof(i64)};
-    std::memcpy(out, sizes, sizeof(sizes));
-}
-
 int enorm_has_half() {
 #ifdef __FLT16_MAX__
     return 1;

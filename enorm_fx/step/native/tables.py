@@ -1,11 +1,9 @@
-"""The structures of tables.h, field by field, and the compiled library that reads them."""
+"""The structures of tables.h, field by field, and the constants that C++ and Python share."""
 
 from __future__ import annotations
 
 import ctypes
 from typing import Any
-
-from enorm_fx.step.native import compiler
 
 INT, DOUBLE, POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
@@ -75,17 +73,21 @@ Job = _struct(
     writes=POINTER,
     write_count=INT,
 )
-_MIRRORED = (
-    Terms, Form, Source, Block, Pass, Touch, Group, Batch, Check, Write, Scaler, Job,
-    INT,
-)  # fmt: skip
+_STRUCTS = (Terms, Form, Source, Block, Pass, Touch, Group, Batch, Check, Write, Scaler, Job)
+
+TILE = 4096  # columns that a thread takes at a time
+MOST_SIDES = 16  # kinds of exponents in a group
+CONSTANTS = {"ENORM_TILE": TILE, "ENORM_MOST_SIDES": MOST_SIDES}
 
 
-def library() -> ctypes.CDLL:
-    """The compiled library. Raises CompilerError, also if it declares other structures."""
-    loaded = compiler.load()
-    sizes = (INT * len(_MIRRORED))()
-    loaded.enorm_sizes(ctypes.byref(sizes))
-    if list(sizes) != [ctypes.sizeof(struct) for struct in _MIRRORED]:
-        raise compiler.CompilerError("tables.h and tables.py do not declare the same structures")
-    return loaded
+def layout_checks() -> str:
+    """C++ that does not compile unless tables.h has every field, by name, where it is here."""
+    lines = [f'static_assert(sizeof(i64) == {ctypes.sizeof(INT)}, "i64");']
+    for struct in _STRUCTS:
+        name = struct.__name__
+        lines.append(f'static_assert(sizeof({name}) == {ctypes.sizeof(struct)}, "{name}");')
+        for field, _ in struct._fields_:  # type: ignore[misc]
+            member, offset = field.rstrip("_"), getattr(struct, field).offset
+            at = f"{name}, {member}"
+            lines.append(f'static_assert(offsetof({at}) == {offset}, "{at}");')
+    return "\n".join(["#include <cstddef>", *lines, ""])
