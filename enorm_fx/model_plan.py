@@ -10,7 +10,7 @@ from torch import Tensor
 
 from enorm_fx.plan.data import PlanData
 from enorm_fx.report.contents import to_dict
-from enorm_fx.report.text import text
+from enorm_fx.report.summary import summary
 from enorm_fx.step.apply import rescale_
 from enorm_fx.step.measure import objective
 
@@ -47,4 +47,4 @@ class Plan(PlanData):
         return to_dict(self, all_pairs=all_pairs)
 
     def __str__(self) -> str:
-        return text(self)
+        return summary(self)

@@ -44,8 +44,8 @@ class ReportFile:
 
 
 REPORT_FILES = (
-    ReportFile("dot", "drawing", "dot", "also draw the graph for Graphviz"),
-    ReportFile("html", "page", "page", "also draw the graph as a page for a browser"),
+    ReportFile("dot", "dot", "dot", "also draw the graph for Graphviz"),
+    ReportFile("html", "page", "html", "also draw the graph as a page for a browser"),
 )
 
 
@@ -148,10 +148,10 @@ def _print_json(found: _Finding, arguments: argparse.Namespace) -> None:
 
 def _print_explanations(found: _Finding, arguments: argparse.Namespace) -> None:
     """What --why asks for. Nothing is printed if a weight is not found."""
-    from enorm_fx.report.why import why
+    from enorm_fx.report.why import explain
 
     console = terminal()
-    told = [why(found.plan, name, width=console.width) for name in arguments.weights]
+    told = [explain(found.plan, name, width=console.width) for name in arguments.weights]
     console.print(found.title, style="bold")
     for text in told:
         console.print(f"\n{text}", soft_wrap=True)

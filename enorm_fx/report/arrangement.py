@@ -1,4 +1,4 @@
-"""Where things stand in the drawing: calls down columns in execution order, edges in lanes beside.
+"""Where things stand in the picture: calls down columns in execution order, edges in lanes beside.
 
 A text of many lines is set in columns, and so is a network: calls follow each other downwards, a
 column ends where a module does, and an edge that does not lead to the next call runs in a lane
@@ -28,6 +28,8 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Box:
+    """A rectangle: x and y of its upper left corner, its size, the name of a module or nothing."""
+
     x: float
     y: float
     width: float
@@ -44,9 +46,15 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """boxes: of the items; inside: the module path that is drawn around each; modules: their
-    boxes, outer ones first; routes: corner points of each edge; width, height: of everything."""
+class Arrangement:
+    """Where everything stands.
+
+    boxes:         of the items.
+    inside:        for each item, the path of the innermost module that is drawn around it.
+    modules:       boxes of the modules, outer ones first.
+    routes:        corner points (x, y) of each edge.
+    width, height: of the whole.
+    """
 
     boxes: list[Box]
     inside: list[tuple[str, ...]]
@@ -56,15 +64,17 @@ class Layout:
     height: float
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Module:
+    """A module to draw around the items from `first` to `last`, inside of `level` - 1 others."""
+
     path: tuple[str, ...]
     first: int
     last: int
     level: int
 
 
-def arrange(items: Sequence[Item], edges: Iterable[tuple[int, int]]) -> Layout:
+def arrange(items: Sequence[Item], edges: Iterable[tuple[int, int]]) -> Arrangement:
     """Place items, numbered in execution order, and route the edges between them."""
     columns = _columns(items)
     column_of = {i: c for c, rows in enumerate(columns) for i in rows}
@@ -89,7 +99,7 @@ def arrange(items: Sequence[Item], edges: Iterable[tuple[int, int]]) -> Layout:
         x += lanes.width(c)
     height = max((box.bottom for box in [*boxes.values(), *frames]), default=0.0)
     ordered = [boxes[i] for i in range(len(items))]
-    return Layout(
+    return Arrangement(
         boxes=ordered,
         inside=[inside.get(i, ()) for i in range(len(items))],
         modules=frames,
@@ -123,6 +133,7 @@ def _columns(items: Sequence[Item]) -> list[range]:
 
 
 def _common(one: Sequence[str], two: Sequence[str]) -> int:
+    """How many names two paths have in common from their beginning on."""
     count = 0
     for a, b in zip(one, two, strict=False):
         if a != b:
@@ -165,6 +176,7 @@ def _heights(
 
 
 def _frame(module: _Module, boxes: dict[int, Box], modules: Sequence[_Module], depth: int) -> Box:
+    """The box of a module, with room for the titles and rims of those inside."""
     first, last = boxes[module.first], boxes[module.last]
     above = sum(m.first == module.first and m.level > module.level for m in modules)
     below = sum(m.last == module.last and m.level > module.level for m in modules)
@@ -201,9 +213,11 @@ class _Lanes:
         self.gutter = (max(self.row.values()) + 1) * LANE + MARGIN if self.row else 0
 
     def _direct(self, a: int, b: int) -> bool:
+        """Whether the edge leads straight down to the next item."""
         return b == a + 1 and self.column_of[a] == self.column_of[b]
 
     def _far(self, a: int, b: int) -> bool:
+        """Whether the edge leads over a column, and so through the gutter."""
         return self.column_of[b] > self.column_of[a] + 1
 
     def _stops(self, a: int, b: int, centre: dict[int, float]) -> list[tuple[int, float]]:
@@ -218,12 +232,14 @@ class _Lanes:
         return [(self.column_of[a], centre[a]), (self.column_of[a], centre[b])]
 
     def width(self, column: int) -> float:
+        """The room for lanes beside a column."""
         used = [lane for (zone, _), lane in self.lane.items() if zone == column]
         return 2 * MARGIN + LANE * max(used) if used else 2 * MARGIN
 
     def routes(
         self, boxes: list[Box], top: float
     ) -> dict[tuple[int, int], list[tuple[float, float]]]:
+        """The corner points of every edge, when `begin` of every column is known."""
         arrivals: dict[tuple[int, bool], list[int]] = {}
         for a, b in self.edges:
             if not self._direct(a, b):
@@ -256,6 +272,7 @@ class _Lanes:
         return result
 
     def _x(self, zone: int, source: int) -> float:
+        """Where the lane of a source runs."""
         return self.begin[zone] + MARGIN + LANE * self.lane[zone, source]
 
 

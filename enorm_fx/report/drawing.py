@@ -1,16 +1,14 @@
-"""Draw a plan: the dataflow graph coloured by group, as Graphviz DOT or as a page for a browser.
+"""What every drawing of a plan shows: the calls of the dataflow, coloured by group.
 
 One colour stands for one group. A call that reads a weight has two halves: the upper one shows
 the groups that divide the weight (its input side), the lower one those that multiply it (its
-output side); the calls and edges between carry the colour of what they pass on. Grey is pinned.
+output side); the calls and edges between have the colour of what they pass on. Grey is pinned.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from enorm_fx.plan.data import PlanData
 from enorm_fx.report.names import few, short, short_source
@@ -22,19 +20,23 @@ PALETTE = (
     "#332288",
 )  # fmt: skip
 PINNED, SEVERAL = "#a3a9b1", "#4d5560"
-_MANY = 3  # more groups on an edge are drawn as one dark line
+MOST_COLOURS = 3  # on one edge; more groups are drawn as one dark line
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One call (or input) of the drawing.
+class DrawnCall:
+    """One call, or one input of the model, as it is drawn.
 
-    number:  of the node in plan.graph.
-    size:    shapes of the weights that it reads; empty for a call without weights.
-    takes:   groups that divide its weights; makes: groups that multiply them.
-    carries: groups that scale its result.
-    pins:    what it pins, and why; empty if nothing is blocked because of it.
-    stays:   for each pinned side of its weights, why.
+    number:     of the node in `plan.graph`.
+    name:       of the node in the trace; inputs are shown by it.
+    module:     path of the module that makes the call; source: "file.py:line" of its code.
+    parameters: names of those that it reads.
+    size:       shapes of the weights that it reads; empty for a call without weights.
+    takes:      groups that divide its weights; makes: groups that multiply them.
+    carries:    groups that scale its result.
+    pins:       what it pins, and why; empty if nothing is blocked because of it.
+    stays:      for each pinned side of its weights: ("layer output", why).
+    leaf:       it is an input of the model.
     """
 
     number: int
@@ -53,7 +55,7 @@ class Part:
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """All groups that have to do with it."""
+        """All groups that move its weights or its result, in order."""
         return tuple(sorted({*self.takes, *self.makes, *self.carries}))
 
     @property
@@ -65,9 +67,9 @@ class Part:
             ("source", short_source(self.source)),
             ("reads", ", ".join(self.parameters)),
             ("shape", self.size),
-            ("divided by", _numbers(self.takes)),
-            ("multiplied by", _numbers(self.makes)),
-            ("passes on", "" if self.size else _numbers(self.carries)),
+            ("divided by", group_numbers(self.takes)),
+            ("multiplied by", group_numbers(self.makes)),
+            ("passes on", "" if self.size else group_numbers(self.carries)),
             ("pins", self.pins),
         ]
         head = self.name if self.leaf else self.op
@@ -75,12 +77,12 @@ class Part:
 
 
 def colour(group: int) -> str:
-    """The colour of a group; neighbours differ."""
+    """The colour of a group, as "#rrggbb"; those of neighbouring numbers differ."""
     return PALETTE[group % len(PALETTE)]
 
 
-def parts(plan: PlanData) -> list[Part]:
-    """Every node of the plan's graph, in execution order."""
+def drawn_calls(plan: PlanData) -> list[DrawnCall]:
+    """Every node of `plan.graph`, in execution order."""
     found = sides(plan)
     shapes = {p.name: p.shape for p in plan.parameters}
     weights = {p.name for p in plan.parameters if p.counted}
@@ -91,7 +93,7 @@ def parts(plan: PlanData) -> list[Part]:
         sizes = ["x".join(map(str, shapes[n])) for n in call["parameters"] if n in weights]
         blocked = [side.blocked for both in read for side in both if side.blocked]
         result.append(
-            Part(
+            DrawnCall(
                 number=number,
                 op=call["op"],
                 name=call["name"],
@@ -121,96 +123,22 @@ def _pins(plan: PlanData) -> dict[int, dict[str, list[str]]]:
 
 
 def _joined(groups: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    """The groups of several lists, each once, in order."""
     return tuple(sorted({g for some in groups for g in some}))
 
 
-def _numbers(groups: Sequence[int]) -> str:
+def group_numbers(groups: Sequence[int]) -> str:
+    """The groups in words: "group 3", "groups 3, 5", nothing for none."""
     name = "group" if len(groups) == 1 else "groups"
     return f"{name} {', '.join(map(str, groups))}" if groups else ""
 
 
-def visible(text: str) -> str:
-    """Text without characters that no document may hold: they are spelled out."""
+def printable(text: str) -> str:
+    """The text, with escapes for the characters that no document may hold."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-
-
-def dot(plan: PlanData, title: str = "") -> str:
-    """Graphviz source: calls in clusters by module, reasons as tooltips."""
-    every = parts(plan)
-    lines = [
-        "digraph plan {",
-        f"  label={_quoted(title or type(plan.model).__name__)}; labelloc=t; fontname=Helvetica;",
-        "  node [shape=box, style=filled, fontname=Helvetica, fontsize=11, height=0.3];",
-        "  edge [arrowsize=0.6];",
-        *_dot_clusters(every),
-    ]
-    carried = {part.number: part.carries for part in every}
-    for before, after in plan.graph.edges:
-        groups = carried[before]
-        colours = [colour(g) for g in groups] if len(groups) <= _MANY else [SEVERAL]
-        tooltip = _quoted(_numbers(groups) or "keeps its values")
-        width = 2 if groups else 1
-        lines.append(
-            f'  n{before} -> n{after} [color="{":".join(colours) or PINNED}", '
-            f"penwidth={width}, tooltip={tooltip}];"
-        )
-    return "\n".join([*lines, "}", ""])
-
-
-def _dot_clusters(every: list[Part]) -> Iterator[str]:
-    """Nested subgraphs, one for each module inside of which other modules are called."""
-    paths = [tuple(part.module.split(".")) if part.module else () for part in every]
-    outer = {path[:depth] for path in paths for depth in range(1, len(path))}
-    tree: dict[str, Any] = {}
-    for part, path in zip(every, paths, strict=True):
-        at = tree
-        for depth in range(1, len(path) + 1):
-            if path[:depth] in outer:
-                at = at.setdefault(".".join(path[:depth]), {})
-        name = part.name if part.leaf else "" if path in outer or not path else path[-1]
-        at.setdefault("", []).append(_dot_node(part, name))
-    yield from _dot_tree(tree, "  ", itertools.count())
-
-
-def _dot_tree(tree: dict[str, Any], indent: str, numbers: Iterator[int]) -> Iterator[str]:
-    for name, inside in tree.items():
-        if name == "":
-            yield from (f"{indent}{node}" for node in inside)
-            continue
-        yield f"{indent}subgraph cluster_{next(numbers)} {{"
-        yield f'{indent}  label={_quoted(name)}; color="#c4cad1"; style=rounded; fontsize=10;'
-        yield from _dot_tree(inside, f"{indent}  ", numbers)
-        yield f"{indent}}}"
-
-
-def _dot_node(part: Part, name: str) -> str:
-    words = [name] if part.leaf or name == part.op else [name, part.op]
-    label = _quoted("\n".join([" ".join(filter(None, words)), part.size]).strip())
-    shown = [_dot_colour(part.takes), _dot_colour(part.makes)]
-    if not part.stays and not (part.takes or part.makes):
-        shown = [_dot_colour(part.carries)]
-    fill = ";0.5:".join(dict.fromkeys(shown))
-    shape = " shape=ellipse," if part.leaf else ""
-    border = ' style="filled,dashed", penwidth=2,' if part.pins else ""
-    return (
-        f'n{part.number} [label={label},{shape}{border} fillcolor="{fill}", gradientangle=270, '
-        f"tooltip={_quoted(part.title)}];"
-    )
-
-
-def _dot_colour(groups: Sequence[int]) -> str:
-    if not groups:
-        return "#e3e6ea"
-    return tint(colour(groups[0])) if len(groups) == 1 else "#c9ced6"
 
 
 def tint(hexadecimal: str, strength: float = 0.35) -> str:
     """A colour mixed with white, for fills that dark text stands on."""
     channels = [int(hexadecimal[i : i + 2], 16) for i in (1, 3, 5)]
     return "#" + "".join(f"{round(255 - (255 - c) * strength):02x}" for c in channels)
-
-
-def _quoted(text: str) -> str:
-    """A string of the DOT language; backslashes and entities mean nothing special in it."""
-    text = visible(text).replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + text.replace("\n", "\\n") + '"'

@@ -23,8 +23,8 @@ def short_source(source: str) -> str:
     return inside.removeprefix(f"{Path.cwd().as_posix()}/")
 
 
-def counted(number: int, what: str) -> str:
-    """3 pairs, 1 pair."""
+def plural(number: int, what: str) -> str:
+    """A number and what it counts: "3 pairs", "1 pair"."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 

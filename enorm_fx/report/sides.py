@@ -1,4 +1,4 @@
-"""What moves each side of a parameter: groups that multiply or divide it, or what pins it."""
+"""What moves each side of a parameter, groups that multiply or divide it, or what pins it."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def sides(plan: PlanData) -> dict[str, tuple[Side, Side]]:
     blocked = {(b.weight, b.side): b for b in plan.blocked}
     sizes = torch.tensor([group.channels for group in plan.groups], dtype=torch.int64)
     owner = torch.repeat_interleave(torch.arange(len(plan.groups)), sizes)
-    return {p.name: _sides(p, owner, blocked) for p in plan.parameters}
+    return {p.name: _sides_of(p, owner, blocked) for p in plan.parameters}
 
 
-def _sides(
+def _sides_of(
     parameter: ScaledParameter, owner: Tensor, blocked: dict[tuple[str, str], Blocked]
 ) -> tuple[Side, Side]:
     pinned = {side: blocked.get((parameter.name, side)) for side in ("output", "input")}

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from enorm_fx.report.contents import exactness
-from enorm_fx.report.names import broken, counted, folded, runs, short, short_source
+from enorm_fx.report.names import broken, folded, plural, runs, short, short_source
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +43,7 @@ def show(
     console.print()
     groups, pairs = data["groups"], data["pairs"]
     if not everything:
-        groups, pairs = _told_once(groups)
+        groups, pairs = _groups_and_pairs(groups)
     if not data["groups"]:
         console.print("No weight can be rescaled.")
         console.print()
@@ -58,7 +58,9 @@ def show(
     _show_totals(console, data, notes)
 
 
-def _told_once(groups: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _groups_and_pairs(
+    groups: list[dict[str, Any]],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Groups of several producers or consumers, and the other groups as pairs."""
     several, pairs = [], []
     for group in groups:
@@ -129,7 +131,7 @@ def _show_blocked(console: Console, blocked: list[dict[str, str]], everything: b
         where = [place for place in (first["node"], short_source(first["source"])) if place]
         if len(sides) > 1 and where:
             where[0] = f"first: {where[0]}"
-        number = counted(len(sides), first["side"])
+        number = plural(len(sides), first["side"])
         rows.append(([number], names, where, first["reason"]))
     title = f"Blocked sides of weights: {len(blocked)}"
     left_out = _left_out(len(blocked) - sum(map(len, shown)), "blocked side")
@@ -153,9 +155,9 @@ def _show_totals(console: Console, data: dict[str, Any], notes: Sequence[tuple[s
             f"{totals['weights']:,} with {totals['entries']:,} entries; "
             f"{totals['rescaled_weights']:,} can be rescaled",
         ),
-        ("scales", f"{data['num_scales']:,} in {counted(totals['groups'], 'group')}{aside}"),
+        ("scales", f"{data['num_scales']:,} in {plural(totals['groups'], 'group')}{aside}"),
         ("pairs", f"{totals['pairs']:,}"),
-        ("blocked", counted(totals["blocked_sides"], "side")),
+        ("blocked", plural(totals["blocked_sides"], "side")),
         ("exact", f"{'no' if exact.startswith('not') else 'yes'}: {because}"),
         *(("note", note) for note in data["notes"]),
         *notes,
@@ -166,7 +168,7 @@ def _show_totals(console: Console, data: dict[str, Any], notes: Sequence[tuple[s
 
 def _left_out(count: int, what: str) -> str:
     verb, them = ("is", "it") if count == 1 else ("are", "them")
-    return f"{counted(count, f'more {what}')} {verb} not shown: --all shows {them}" if count else ""
+    return f"{plural(count, f'more {what}')} {verb} not shown: --all shows {them}" if count else ""
 
 
 _Row = tuple[list[str], list[str], list[str], str]

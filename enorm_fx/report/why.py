@@ -17,8 +17,8 @@ from enorm_fx.report.sides import Side, sides
 _NO_CALL = ("", "input", "parameter")  # places that say nothing
 
 
-def why(plan: PlanData, name: str, *, width: int = 100) -> str:
-    """Explain in sentences what moves a weight's output and input side, or what pins them.
+def explain(plan: PlanData, name: str, *, width: int = 100) -> str:
+    """Tell in sentences what moves a weight's output and input side, or what pins them.
 
     Args:
         plan: what `analyze` returned.

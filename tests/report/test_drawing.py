@@ -21,7 +21,8 @@ import enorm_fx
 from enorm_fx.model_plan import Plan
 from enorm_fx.report import drawing
 from enorm_fx.report.arrangement import Box, Item, arrange
-from enorm_fx.report.page import page as render
+from enorm_fx.report.dot import dot
+from enorm_fx.report.page import html as render
 
 HOSTILE = '</script><b onload="x">\'&amp;\\"\n\t\x07@TITLE@{}\u2028\ud800'
 
@@ -157,26 +158,26 @@ def test_calls_and_edges_know_their_groups(name: str) -> None:
 @pytest.mark.parametrize("name", PLANS)
 def test_what_is_pinned_says_why(name: str) -> None:
     plan = _plan(name)
-    parts = drawing.parts(plan)
+    calls = drawing.drawn_calls(plan)
     for blocked in plan.blocked:
-        mine = [part for part in parts if blocked.weight in part.parameters]
+        mine = [call for call in calls if blocked.weight in call.parameters]
         assert mine
-        for part in mine:
-            assert f"{blocked.side} pinned: {blocked.reason}" in part.title
-    by_call = {part.number: part for part in parts}
+        for call in mine:
+            assert f"{blocked.side} pinned: {blocked.reason}" in call.title
+    by_call = {call.number: call for call in calls}
     pinning = {b.call for b in plan.blocked}
-    assert {part.number for part in parts if part.pins} == pinning
+    assert {call.number for call in calls if call.pins} == pinning
     for blocked in plan.blocked:
-        part = by_call[blocked.call]
-        place = part.op if part.leaf else f"{part.module}.{part.op}".lstrip(".")
-        assert (blocked.node, blocked.source) == (place, part.source)
-        assert f"({blocked.reason})" in part.pins
+        call = by_call[blocked.call]
+        place = call.op if call.leaf else f"{call.module}.{call.op}".lstrip(".")
+        assert (blocked.node, blocked.source) == (place, call.source)
+        assert f"({blocked.reason})" in call.pins
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_dot_has_each_node_and_edge_once(name: str) -> None:
     plan = _plan(name)
-    source = drawing.dot(plan)
+    source = dot(plan)
     bare = re.sub(r'"(\\.|[^"\\])*"', '""', source)
     assert '"' not in bare.replace('""', "")
     assert bare.count("{") == bare.count("}") == 1 + bare.count("subgraph")
@@ -192,7 +193,7 @@ def test_dot_has_each_node_and_edge_once(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in PLANS if name != "densenet121"])
 def test_graphviz_reads_dot(name: str, tmp_path: Path) -> None:
     file = tmp_path / "plan.dot"
-    file.write_text(drawing.dot(_plan(name)), encoding="utf-8")
+    file.write_text(dot(_plan(name)), encoding="utf-8")
     done = subprocess.run(
         ["dot", "-Tsvg", str(file)], capture_output=True, text=True, check=True, encoding="utf-8"
     )
@@ -212,7 +213,7 @@ def test_hostile_names_stay_text() -> None:
     assert "<!--" not in page.replace("&lt;!--", "")
     assert [w for w in json.loads(parser.scripts[0])["parameters"] if w["name"] == "<!--"]
     assert "@TITLE@{}" in page, "templates are filled once"
-    drawing.dot(plan, HOSTILE).encode("utf-8")
+    dot(plan, HOSTILE).encode("utf-8")
 
 
 def test_colours_of_neighbours_differ_and_repeat_after_the_palette() -> None:

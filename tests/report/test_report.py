@@ -19,7 +19,7 @@ import enorm_fx
 from enorm_fx.model_plan import Plan
 from enorm_fx.report import tables as report
 from enorm_fx.report.names import broken, folded, runs, short_source
-from enorm_fx.report.page import page as html
+from enorm_fx.report.page import html
 from tests.support.plans import chain
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from enorm_fx.plan.data import PlanData
 from enorm_fx.report.contents import exactness, to_dict
-from enorm_fx.report.names import counted, few
+from enorm_fx.report.names import few, plural
 
 _TEXT_GROUPS = 10  # groups in str(plan)
 
 
-def text(plan: PlanData) -> str:
-    """A short plain summary: what `str(plan)` gives."""
+def summary(plan: PlanData) -> str:
+    """A few lines of plain text: totals, whether the plan is exact, the first groups."""
     data = to_dict(plan)
     totals, groups = data["totals"], data["groups"]
     lines = [
         f"Plan for {data['model']} ({data['tracer']} front end): "
-        f"{counted(totals['weights'], 'weight')}, {counted(data['num_scales'], 'scale')} in "
-        f"{counted(totals['groups'], 'group')}, {counted(totals['pairs'], 'pair')}, "
-        f"{counted(totals['blocked_sides'], 'blocked side')}",
+        f"{plural(totals['weights'], 'weight')}, {plural(data['num_scales'], 'scale')} in "
+        f"{plural(totals['groups'], 'group')}, {plural(totals['pairs'], 'pair')}, "
+        f"{plural(totals['blocked_sides'], 'blocked side')}",
         exactness(data),
         *data["notes"],
     ]
@@ -28,5 +28,5 @@ def text(plan: PlanData) -> str:
         width = max(len(row[1]) for row in rows)
         lines += [f"  {a:>8}  {b:<{width}}  {c}" for a, b, c in rows]
     if len(groups) > len(shown):
-        lines.append(f"  and {counted(len(groups) - len(shown), 'more group')}: see plan.groups")
+        lines.append(f"  and {plural(len(groups) - len(shown), 'more group')}: see plan.groups")
     return "\n".join(lines)
