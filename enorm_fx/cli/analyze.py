@@ -141,6 +141,7 @@ def _verified(plan: Plan) -> tuple[str, int]:
 
 
 def _print_json(found: _Finding, arguments: argparse.Namespace) -> None:
+    """The dict of the plan on stdout, and the verification on stderr."""
     print(json.dumps(found.plan.to_dict(all_pairs=arguments.all_pairs), indent=2))
     if found.verified:
         print(f"verified: {found.verified}", file=sys.stderr)
@@ -160,6 +161,7 @@ def _print_explanations(found: _Finding, arguments: argparse.Namespace) -> None:
 
 
 def _print_tables(found: _Finding, arguments: argparse.Namespace, drawn: list[Path]) -> None:
+    """The tables, with how the plan was found in their totals."""
     from enorm_fx.report.tables import show
 
     mode = "training" if arguments.train else "evaluation"

@@ -193,6 +193,7 @@ def _place(error: BaseException) -> str:
 
 
 def _import(target: Target) -> ModuleType:
+    """The target's module, from its file or by its name."""
     if target.file is None:
         return importlib.import_module(target.module)
     if not target.file.is_file():
@@ -213,6 +214,7 @@ def _import(target: Target) -> ModuleType:
 
 
 def _look_up(module: ModuleType, target: Target) -> Any:
+    """The object that the target names, which may be an attribute of a class."""
     try:
         return operator.attrgetter(target.name)(module)
     except AttributeError as error:

@@ -28,6 +28,7 @@ def draw(output: Path, without: Training, with_enorm: Training) -> None:
 
 
 def _draw_loss(axes: Axes, without: Training, with_enorm: Training) -> None:
+    """The mean training loss of each epoch, on a logarithmic axis."""
     from matplotlib.ticker import LogLocator, MaxNLocator
 
     for run, label, colour, style in (
@@ -49,6 +50,7 @@ def _draw_loss(axes: Axes, without: Training, with_enorm: Training) -> None:
 
 
 def _draw_norms(axes: Axes, without: Training, with_enorm: Training) -> None:
+    """The l2 norm of each weight before training and after both runs."""
     layers = list(without.norms_before)
     # Side by side, because equal norms would hide each other.
     for shift, norms, label, colour, marker in (

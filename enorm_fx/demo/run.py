@@ -115,10 +115,12 @@ def _check(output: Path, epochs: int) -> None:
 
 
 def _total(norms: dict[str, float]) -> float:
+    """The l2 norm of all weights together."""
     return math.hypot(*norms.values())
 
 
 def _print_opening(console: Console, data: Digits, plan: Plan) -> None:
+    """What is trained, the two lines of ENorm, and the pairs that were found."""
     console.print(
         f"A residual ReLU network without normalization, {len(data.train_labels)} digits to learn "
         f"from, {len(data.test_labels)} to test on.\nENorm is two lines of the training loop:\n",
@@ -151,6 +153,7 @@ def _left_out(plan: Plan) -> str:
 
 
 def _closing_table(without: Training, with_enorm: Training) -> Table:
+    """What came of both runs, side by side."""
     table = Table(title=f"after {len(without.train_loss)} epochs")
     for column in ("", "without ENorm", "with ENorm"):
         table.add_column(column, justify="right" if column else "left")

@@ -81,6 +81,13 @@ def train(
     use_enorm: bool,
     on_epoch: Callable[[], None],
 ) -> Training:
+    """Train with SGD, and with ENorm after each of its steps if `use_enorm`.
+
+    Args:
+        model: trained in place.
+        seed: of the order of the images; the same in both runs.
+        on_epoch: called after every epoch.
+    """
     norms_before = _weight_norms(model)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
@@ -137,13 +144,14 @@ def load_digits(seed: int) -> Digits:
 
 @torch.no_grad()
 def _accuracy(model: nn.Module, data: Digits) -> float:
+    """The share of the test images that are read correctly."""
     correct = model(data.test_images).argmax(1) == data.test_labels
     return float(correct.double().mean())
 
 
 @torch.no_grad()
 def _weight_norms(model: nn.Module) -> dict[str, float]:
-    """l2 norm of every parameter of two or more axes, in the model's order."""
+    """The l2 norm of every parameter of two or more axes, in the model's order."""
     return {
         layer_name(name): parameter.norm().item()
         for name, parameter in model.named_parameters()

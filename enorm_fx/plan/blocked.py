@@ -39,6 +39,7 @@ def blocked_sides(
 
 
 def _explained(weight: str, side: str, chain: list[Origin]) -> Blocked:
+    """The record of one side; the first entry of its chain is the cause."""
     if not chain:
         return Blocked(weight, side, "its values are given", "", "")
     first, *rest = chain

@@ -86,6 +86,7 @@ def _read_now(trace: Trace) -> set[str]:
 
 
 def _renumbered(terms: tuple[ScaleTerm, ...], basis: Basis) -> tuple[ScaleTerm, ...]:
+    """Terms over the solution's variables as terms over the plan's scales."""
     result = []
     for term in terms:
         index = torch.where(term.index >= 0, basis.index[term.index], -1)
@@ -95,6 +96,7 @@ def _renumbered(terms: tuple[ScaleTerm, ...], basis: Basis) -> tuple[ScaleTerm, 
 
 
 def _any_free(solution: Solution, basis: Basis, ignored: list[tuple[LabelTerm, ...]]) -> bool:
+    """Whether the plan has a scale that something should follow and, by choice, does not."""
     return any(
         bool((basis.index[term.index[term.index >= 0]] >= 0).any())
         for terms in ignored

@@ -45,26 +45,34 @@ class PlanData:
 
     @property
     def graph(self) -> nx.DiGraph:
-        """The dataflow in the mode that the model was in; its attributes are those of
-        `enorm_fx.plan.graph`."""
+        """The dataflow in the mode that the model was in.
+
+        The attributes of its nodes are those of `enorm_fx.plan.graph`.
+        """
         return self._once("graph", self._shown_part)
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
-        """Every producer of a group with every consumer that what it produces reaches, in
-        execution order. There may be as many as the square of a group's weights; they are found
-        when they are first asked for."""
+        """Every producer of a group with every consumer that what it produces reaches.
+
+        In execution order. There may be as many as the square of a group's weights; they are
+        found when they are first asked for.
+        """
         return self._once("pairs", lambda: all_pairs(self.dataflow, self.groups))
 
     @property
     def direct_pairs(self) -> tuple[Pair, ...]:
-        """The pairs between which no other producer or consumer of their group lies, in execution
-        order: what tables, JSON and drawings show."""
+        """The pairs between which no other producer or consumer of their group lies.
+
+        In execution order: what tables, JSON and drawings show.
+        """
         return self._once("direct_pairs", lambda: direct_pairs(self.dataflow, self.groups))
 
     def select(self, predicate: Callable[[Group], bool]) -> Self:
-        """The plan with only the groups for which predicate(group) is true; the others are kept
-        as they are. Scales are numbered anew."""
+        """The plan with only the groups for which predicate(group) is true.
+
+        The factors of the other groups stay 1 in it. Scales are numbered anew.
+        """
         index = torch.full((self.num_scales + 1,), -1)  # the last entry stands for index -1
         number: dict[int, int] = {}
         groups: list[Group] = []
@@ -102,5 +110,6 @@ class PlanData:
 
 
 def _reindexed(parameter: ScaledParameter, index: Tensor) -> ScaledParameter:
+    """A parameter with its scales numbered anew; index -1 stands for scales that are left out."""
     terms = (ScaleTerm(term.coefficient, index[term.index]) for term in parameter.terms)
     return replace(parameter, terms=tuple(t for t in terms if bool((t.index >= 0).any())))

@@ -1,4 +1,4 @@
-"""Pairs of a producer and a consumer, derived from a plan's groups and its dataflow when asked for.
+"""Pairs of a producer and a consumer, derived from a plan's groups and dataflow when asked for.
 
 A group of a residual stream has as many producers and consumers as there are blocks, and the
 square of that of pairs. So a plan keeps groups; `direct_pairs` gives the pairs that people read.
@@ -31,6 +31,7 @@ class _Flow:
 
 
 def _flows(graph: nx.DiGraph, groups: Sequence[Group]) -> Iterator[_Flow]:
+    """The flow of every group, in the order of the groups."""
     reading = readers(graph)
     carrying: list[set[int]] = [set() for _ in groups]
     for node, data in graph.nodes(data=True):
@@ -188,4 +189,5 @@ def _ops(graph: nx.DiGraph, towards: dict[int, int | None], node: int) -> tuple[
 
 
 def _in_order(found: list[tuple[int, Pair]]) -> tuple[Pair, ...]:
+    """Pairs by the call that produces their scale."""
     return tuple(pair for _, pair in sorted(found, key=lambda item: item[0]))

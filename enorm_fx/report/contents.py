@@ -1,4 +1,4 @@
-"""What a plan says, as one dict of JSON types: what the text, the tables and the page arrange."""
+"""What a plan says, as one dict of JSON types, which summary, tables and page arrange."""
 
 from __future__ import annotations
 
@@ -92,6 +92,7 @@ def exactness(data: dict[str, Any]) -> str:
 
 
 def _is_one_sided(group: Group, counted: set[str]) -> bool:
+    """Whether the norm has no minimum over the group: it counts weights on one side only."""
     return counted.isdisjoint(group.producers) or counted.isdisjoint(group.consumers)
 
 

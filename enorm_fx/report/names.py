@@ -94,6 +94,7 @@ class Run:
 
 
 def _steps(one: _Row, two: _Row) -> set[int]:
+    """By how much the numbers of two rows differ."""
     return {
         int(b) - int(a)
         for before, after in zip(one, two, strict=True)
@@ -114,6 +115,7 @@ def runs(rows: Iterable[tuple[Hashable, tuple[str, ...]]], *, fold: bool) -> lis
 
 
 def _runs_at(rows: list[tuple[Hashable, _Row]], place: int) -> list[Run]:
+    """The runs if the numbers that move are the ones at this place of the names."""
     result: list[Run] = []
     latest: dict[Hashable, Run] = {}
     for key, row in rows:

@@ -1,4 +1,4 @@
-"""What moves each side of a parameter, groups that multiply or divide it, or what pins it."""
+"""The two sides of a parameter: the groups that move each of them, or what pins it."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def sides(plan: PlanData) -> dict[str, tuple[Side, Side]]:
 def _sides_of(
     parameter: ScaledParameter, owner: Tensor, blocked: dict[tuple[str, str], Blocked]
 ) -> tuple[Side, Side]:
+    """The output and the input side of one parameter; owner: scale -> number of its group."""
     pinned = {side: blocked.get((parameter.name, side)) for side in ("output", "input")}
     result = []
     for side, sign in (("output", 1), ("input", -1)):

@@ -1,4 +1,4 @@
-"""A plan as a short plain text: what `str(plan)` gives."""
+"""A plan in a few lines of plain text: what `str(plan)` gives."""
 
 from __future__ import annotations
 

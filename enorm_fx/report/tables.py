@@ -75,6 +75,7 @@ def _groups_and_pairs(
 def _show_groups(
     console: Console, groups: list[dict[str, Any]], data: dict[str, Any], everything: bool
 ) -> bool:
+    """Print a row for each group; returns whether some name stands for several."""
     shown = groups if everything else groups[:_TABLE_GROUPS]
     rows = []
     for group in shown:
@@ -93,6 +94,7 @@ def _show_groups(
 def _show_pairs(
     console: Console, pairs: list[dict[str, Any]], data: dict[str, Any], everything: bool
 ) -> bool:
+    """Print a row for each pair or run of pairs; returns whether some name stands for several."""
     elsewhere = max(len(data["pairs"]) - len(pairs), 0)
     title = f"Pairs: {len(pairs)}"
     if elsewhere:
@@ -117,7 +119,7 @@ def _show_pairs(
 
 
 def _show_blocked(console: Console, blocked: list[dict[str, str]], everything: bool) -> bool:
-    """One row for each reason and side, or for each blocked side."""
+    """Print a row for each reason and side, or each blocked side; returns as the others do."""
     alike: dict[Hashable, list[dict[str, str]]] = {}
     for i, side in enumerate(blocked):
         alike.setdefault(i if everything else (side["reason"], side["side"]), []).append(side)
@@ -140,6 +142,7 @@ def _show_blocked(console: Console, blocked: list[dict[str, str]], everything: b
 
 
 def _show_totals(console: Console, data: dict[str, Any], notes: Sequence[tuple[str, str]]) -> None:
+    """Print how much there is of everything, whether the plan is exact, and the notes."""
     from rich.table import Table
 
     totals = data["totals"]
@@ -167,6 +170,7 @@ def _show_totals(console: Console, data: dict[str, Any], notes: Sequence[tuple[s
 
 
 def _left_out(count: int, what: str) -> str:
+    """What a table does not show, as a sentence; nothing if it shows everything."""
     verb, them = ("is", "it") if count == 1 else ("are", "them")
     return f"{plural(count, f'more {what}')} {verb} not shown: --all shows {them}" if count else ""
 
@@ -182,7 +186,7 @@ def _print_table(
     left_out: str,
     leading: int = 0,
 ) -> bool:
-    """Four columns: a short one, two of names (a line each, broken at dots), one of words.
+    """Print four columns: a short one, two of names (a line each, broken at dots), one of words.
 
     Returns whether some name stands for several.
     """
@@ -217,7 +221,7 @@ def _print_table(
 
 
 def _share(room: int, one: int, two: int) -> tuple[int, int]:
-    """Widths of two columns that would like `one` and `two`."""
+    """Share a width between two columns that would like to have `one` and `two`."""
     if one + two <= room:
         return one, two
     half = max(room // 2, 12)
@@ -227,6 +231,7 @@ def _share(room: int, one: int, two: int) -> tuple[int, int]:
 
 
 def _via(item: dict[str, Any], everything: bool) -> str:
+    """The ops between two ends of a group, the first ones if there are many."""
     ops = item["via"]
     shown = ops if everything or len(ops) <= _SHOWN_OPS + 1 else ops[:_SHOWN_OPS]
     rest = f" ... (+{len(ops) - len(shown)})" if len(ops) > len(shown) else ""

@@ -35,7 +35,7 @@ def explain(plan: PlanData, name: str, *, width: int = 100) -> str:
 
 
 def _resolved(plan: PlanData, name: str) -> list[str]:
-    """First names of the parameters that a name stands for."""
+    """The first names of the parameters that a name stands for."""
     first = {alias: p.name for p in plan.parameters for alias in (p.name, *p.aliases)}
     known = {n: first.get(n, n) for n, _ in plan.model.named_parameters(remove_duplicate=False)}
     known.update(first)
@@ -54,6 +54,7 @@ def _resolved(plan: PlanData, name: str) -> list[str]:
 
 
 def _closest(name: str, known: Sequence[str]) -> str:
+    """Names that look like this one, or the first names that there are."""
     if not known:
         return "it has no parameters at all"
     names = list(dict.fromkeys(part for n in known for part in (short(n), n)))
@@ -63,6 +64,7 @@ def _closest(name: str, known: Sequence[str]) -> str:
 
 
 def _explanation(plan: PlanData, name: str, width: int) -> Iterator[list[str]]:
+    """The lines about one parameter, a list for each sentence."""
     parameter = next((p for p in plan.parameters if p.name == name), None)
     yield _wrapped(_headline(plan, name, parameter), width)
     both = sides(plan).get(name, ())
@@ -80,6 +82,7 @@ def _explanation(plan: PlanData, name: str, width: int) -> Iterator[list[str]]:
 
 
 def _headline(plan: PlanData, name: str, parameter: ScaledParameter | None) -> str:
+    """The parameter with its shape, its other names and the calls that read it."""
     text = name
     if parameter is not None:
         text += f" ({'x'.join(map(str, parameter.shape)) or 'one number'})"
@@ -93,10 +96,12 @@ def _headline(plan: PlanData, name: str, parameter: ScaledParameter | None) -> s
 
 
 def _readers(plan: PlanData, name: str) -> list[dict[str, Any]]:
+    """The calls that read a parameter, in execution order."""
     return [call for _, call in plan.graph.nodes(data=True) if name in call["parameters"]]
 
 
 def _free(plan: PlanData, name: str, side: Side, width: int) -> Iterator[list[str]]:
+    """What moves a side that may be rescaled."""
     part = "" if side.moved == side.slices else f" in {side.moved:,} of {side.slices:,} slices"
     yield _wrapped(f"{side.name.capitalize()} side: rescalable{part}.", width, 1)
     for number in side.groups:
@@ -112,10 +117,12 @@ def _free(plan: PlanData, name: str, side: Side, width: int) -> Iterator[list[st
 
 
 def _listed(names: Sequence[str], this: str) -> str:
+    """Names of layers, with a mark at the one that is explained."""
     return ", ".join(f"{short(n)} (this)" if n == this else short(n) for n in names) or "nothing"
 
 
 def _pinned(blocked: Blocked, width: int) -> Iterator[list[str]]:
+    """What pins a side: a numbered line for each cause, from the first one to the weight."""
     yield _wrapped(f"{blocked.side.capitalize()} side: pinned.", width, 1)
     causes = [(blocked.reason, blocked.node, blocked.source)]
     causes += [(step.reason, step.node, step.source) for step in blocked.chain]
@@ -127,6 +134,7 @@ def _pinned(blocked: Blocked, width: int) -> Iterator[list[str]]:
 
 
 def _step(reason: str, node: str, source: str) -> str:
+    """A cause as a sentence, with the place where it lies."""
     place = _place(node, source)
     return f"{reason} ({place})" if place else reason
 
@@ -155,10 +163,12 @@ def _companion(plan: PlanData, name: str, both: Sequence[Side], width: int) -> I
 
 
 def _place(node: str, source: str) -> str:
+    """Where a cause lies, as far as that says anything."""
     return ", ".join(part for part in (node, short_source(source)) if part not in _NO_CALL)
 
 
 def _wrapped(text: str, width: int, level: int = 0) -> list[str]:
+    """A text in lines of a width; those after the first are indented further."""
     indent = "  " * level
     hang = indent + ("   " if text[:1].isdigit() and text[1:3] == ". " else "  ")
     return textwrap.wrap(
