@@ -15,7 +15,6 @@ from enorm_fx.plan.build import describe
 from enorm_fx.rules import Rule, propagate
 from enorm_fx.symmetry.solution import solve
 from enorm_fx.tracing import trace
-from enorm_fx.tracing.modes import trace_both
 from enorm_fx.tracing.op_keys import module_key
 
 _CHOICES = {
@@ -73,7 +72,7 @@ def analyze(
         name for name, p in model.named_parameters() if frozen == "pin" and not p.requires_grad
     )
     with _no_collection():
-        traced = trace_both(model, lambda: trace(model, example_inputs, tracer, opaque))
+        traced = trace(model, example_inputs, tracer, opaque)
         labels = propagate(traced, batchnorm=batchnorm, biases=biases, frozen=pinned, custom=custom)
         solution = solve(labels.system)
         found = describe(model, traced, labels, solution, batchnorm=batchnorm, biases=biases)

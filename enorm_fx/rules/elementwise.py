@@ -14,7 +14,7 @@ from enorm_fx.symmetry.labels import Label, LabelTerm
 @rule(
     "relu", "leaky_relu", "rrelu", "abs", "neg", "positive",
     "dropout", "dropout1d", "dropout2d", "dropout3d",
-    "clone", "contiguous", "detach", "alias", "lift_fresh", "requires_grad", "data", "real",
+    "clone", "contiguous", "detach", "alias", "lift_fresh", "data", "real",
     "cpu", "cuda",
 )  # fmt: skip
 def homogeneous(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Label:

@@ -16,7 +16,7 @@ from enorm_fx.symmetry.labels import Label, LabelTerm, System
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace
 
 # Ops that in place change how memory is looked at, not what it holds.
-_SAME_MEMORY = ("squeeze", "unsqueeze", "transpose", "t", "detach", "requires_grad")
+_SAME_MEMORY = ("squeeze", "unsqueeze", "transpose", "t", "detach")
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

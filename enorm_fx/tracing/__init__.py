@@ -9,11 +9,13 @@ from typing import Any
 from torch import nn
 
 from enorm_fx.errors import ArgumentError, DataDependentError, TraceError
+from enorm_fx.tracing.every_mode import AnyRecording, trace_in_every_mode
 from enorm_fx.tracing.inputs import Call, as_call, guesses, shapes_of
-from enorm_fx.tracing.symbolic import trace_symbolic
+from enorm_fx.tracing.symbolic import Recording
 from enorm_fx.tracing.trace import Node, Spec, Trace
+from enorm_fx.tracing.undisturbed import Snapshot, undisturbed
 
-FrontEnd = Callable[[nn.Module, Any, Any], Trace]
+FrontEnd = Callable[[nn.Module, Call], AnyRecording]
 
 __all__ = ["Node", "Spec", "Trace", "trace"]
 
@@ -24,57 +26,81 @@ def trace(
     tracer: str = "auto",
     opaque: tuple[type[nn.Module], ...] = (),
 ) -> Trace:
-    """Trace the model in the mode that it is in. Raises TraceError; the model stays as it was.
+    """Trace the model in the mode that it is in, and in others where its code asks for them.
 
     tracer: "symbolic", "export", or "auto" for the first of them that succeeds.
     opaque: classes of modules that are one call each (the symbolic front end alone can do that).
+
+    Raises TraceError; the model stays as it was.
     """
-    if opaque:
-        if tracer == "export":
-            raise ArgumentError('rules for modules need tracer="symbolic" or "auto"')
-        front_ends: list[FrontEnd] = [partial(trace_symbolic, opaque=opaque)]
-    else:
-        front_ends = [_FRONT_ENDS[tracer]] if tracer in _FRONT_ENDS else [*_FRONT_ENDS.values()]
-    if example_inputs is not None:
-        return _first_success(front_ends, model, as_call(example_inputs))
-    tried: list[str] = []
-    first: TraceError | None = None
-    for call in guesses(model):
-        try:
-            return _first_success(front_ends[:1], model, call)
-        except TraceError as error:
-            first = first or error
-            tried.append(shapes_of(call))
-    if first is None:
+    if opaque and tracer == "export":
+        raise ArgumentError('rules for modules need tracer="symbolic" or "auto"')
+    with undisturbed(model, example_inputs) as snapshot:
+        symbolic = partial(Recording, snapshot=snapshot, opaque=opaque)
+        front_ends: dict[str, FrontEnd] = {"symbolic": symbolic, "export": _export}
+        if opaque or tracer != "auto":
+            front_ends = {tracer: front_ends[tracer]} if not opaque else {"symbolic": symbolic}
+        record = _Chosen(model, snapshot, [*front_ends.values()], partial(symbolic, cut=True))
+        if example_inputs is not None:
+            record.call = as_call(example_inputs)
+        return trace_in_every_mode(model, snapshot, record)
+
+
+def _export(model: nn.Module, call: Call) -> AnyRecording:
+    from enorm_fx.tracing.exported import ExportRecording  # torch.export is slow to import
+
+    return ExportRecording(model, call)
+
+
+class _Chosen:
+    """Records runs by the first front end that can, on inputs that are given or found.
+
+    call: the inputs; None as long as none have been found.
+    """
+
+    def __init__(
+        self, model: nn.Module, snapshot: Snapshot, front_ends: list[FrontEnd], cutting: FrontEnd
+    ) -> None:
+        self.call: Call | None = None
+        self._model = model
+        self._snapshot = snapshot
+        self._front_ends = front_ends
+        self._cutting = cutting
+
+    def __call__(self) -> AnyRecording:
+        """Raises TraceError with every reason."""
+        if self.call is not None:
+            return self._first_success(self._front_ends, self.call)
+        tried: list[str] = []
+        first: TraceError | None = None
+        for call in guesses(self._model):
+            try:
+                recording = self._first_success(self._front_ends[:1], call)
+                self.call = call
+                return recording
+            except TraceError as error:
+                first = first or error
+                tried.append(shapes_of(call))
+        if first is None:
+            raise TraceError(
+                f"{type(self._model).__name__} has no layer that tells the shape of its input: "
+                "pass example_inputs"
+            )
         raise TraceError(
-            f"{type(model).__name__} has no layer that tells the shape of its input: "
-            "pass example_inputs"
-        )
-    raise TraceError(
-        f"no input shape could be inferred (tried {'; '.join(tried)}): pass example_inputs. "
-        f"The first attempt failed {first}"
-    ) from first
+            f"no input shape could be inferred (tried {'; '.join(tried)}): pass example_inputs. "
+            f"The first attempt failed {first}"
+        ) from first
 
-
-def _export(model: nn.Module, args: Any, kwargs: Any) -> Trace:
-    from enorm_fx.tracing.exported import trace_export  # torch.export is slow to import
-
-    return trace_export(model, args, kwargs)
-
-
-_FRONT_ENDS: dict[str, FrontEnd] = {"symbolic": trace_symbolic, "export": _export}
-
-
-def _first_success(front_ends: list[FrontEnd], model: nn.Module, call: Call) -> Trace:
-    """The trace of the first front end that can; else one error with every reason."""
-    errors: list[TraceError] = []
-    for front_end in front_ends:
-        try:
-            return front_end(model, *call)
-        except TraceError as error:
-            errors.append(error)
-    if any(isinstance(error, DataDependentError) for error in errors):
-        return trace_symbolic(model, *call, cut=True)
-    if len(errors) == 1:
-        raise errors[0]
-    raise TraceError("; ".join(str(error) for error in errors)) from errors[0]
+    def _first_success(self, front_ends: list[FrontEnd], call: Call) -> AnyRecording:
+        errors: list[TraceError] = []
+        for front_end in front_ends:
+            try:
+                return front_end(self._model, call)
+            except TraceError as error:
+                errors.append(error)
+                self._snapshot.restore()
+        if any(isinstance(error, DataDependentError) for error in errors):
+            return self._cutting(self._model, call)
+        if len(errors) == 1:
+            raise errors[0]
+        raise TraceError("; ".join(str(error) for error in errors)) from errors[0]

@@ -6,29 +6,64 @@ import io
 import operator
 import re
 import warnings
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export.graph_signature import InputKind, OutputKind
 
 from enorm_fx.errors import TraceError
-from enorm_fx.tracing.inputs import shapes_of
+from enorm_fx.nested import replaced
+from enorm_fx.tracing.differences import Difference, first_difference
+from enorm_fx.tracing.inputs import Call, shapes_of
+from enorm_fx.tracing.modes import Mode
 from enorm_fx.tracing.normalize import PIECE, normalize
 from enorm_fx.tracing.parameters import Parameters
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Trace, is_internal
-from enorm_fx.tracing.undisturbed import FOREIGN, undisturbed
+from enorm_fx.tracing.undisturbed import FOREIGN, quiet
 
 
-def trace_export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
-    """Trace one call of the model. Raises TraceError; the model is left as it was."""
+class ExportRecording:
+    """What torch.export made of one call of a model. Raises TraceError."""
+
+    modes = frozenset({"grad"})
+
+    def __init__(self, model: nn.Module, call: Call) -> None:
+        self._model = model
+        self._call = call
+        self._trace = trace_export(model, call)
+
+    def again(self, asked: set[str] | None = None) -> Difference | None:
+        """Export once more: where the graphs differ."""
+        self._go_on()
+        try:
+            return first_difference(self._trace, trace_export(self._model, self._call))
+        except TraceError as error:
+            return Difference("a run to its end", f"one in which {error}")
+
+    def _go_on(self) -> None:
+        """One call that leaves the model's numbers as a call does: torch.export puts them back."""
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        args, kwargs = replaced(Tensor, self._call, lambda t: mode.from_tensor(t.detach()))
+        with quiet(self._model), mode, suppress(*FOREIGN):
+            self._model(*args, **kwargs)
+
+    def trace(self) -> Trace:
+        """The graph as a Trace."""
+        return self._trace
+
+
+def trace_export(model: nn.Module, call: Call) -> Trace:
+    """Trace one call of the model as it stands. Raises TraceError."""
+    args, kwargs = call
     parameters = Parameters(model)
     try:
         # torch.export prints the graph that it had got to; our error says what matters.
         with (
-            undisturbed(model),
-            torch.no_grad(),
+            quiet(model),
+            Mode(grad=torch.is_grad_enabled()).entered(model),  # export knows no other
             redirect_stderr(io.StringIO()),
             warnings.catch_warnings(),
         ):
@@ -38,8 +73,7 @@ def trace_export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     except (*FOREIGN, UserWarning) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise TraceError(
-            f"torch.export raised {type(error).__name__}: {first} for inputs "
-            f"{shapes_of((args, kwargs))}"
+            f"torch.export raised {type(error).__name__}: {first} for inputs {shapes_of(call)}"
         ) from error
     graph = fx.Graph()
     nodes: dict[fx.Node, fx.Node] = {}

@@ -1,136 +1,121 @@
-"""Training and evaluation: a model that asks for its mode is traced in both.
-
-A plan must hold in both modes, or a plan made while evaluating would change what is trained (an
-auxiliary head that only training runs). Torch's own layers ask for the mode too, but their rules
-hold in either.
-"""
+"""The modes that code can ask for: training, gradients, inference, autocast."""
 
 from __future__ import annotations
 
-import ast
-import inspect
-import textwrap
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from types import CodeType, FunctionType
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import nn
 
-from enorm_fx.errors import TraceError
-from enorm_fx.nested import replaced
-from enorm_fx.tracing.trace import PARAMETER, Node, Spec, Trace, is_internal
+from enorm_fx.tracing.trace import is_internal
+
+# What code can ask torch for, each with the questions that it asks.
+QUESTIONS: dict[Any, str] = {
+    torch.is_grad_enabled: "grad",
+    torch.is_inference_mode_enabled: "inference",
+    torch.is_autocast_enabled: "autocast",
+    torch.is_autocast_cpu_enabled: "autocast",
+}
+ALL = frozenset(QUESTIONS.values())
+
+_DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu")  # those that have an autocast of their own
 
 
-def trace_both(model: nn.Module, trace: Callable[[], Trace]) -> Trace:
-    """The trace of the mode that the model is in, joined by that of the other one if it matters.
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """How a model and torch are set while the model runs.
 
-    trace: traces the model in the mode that it is in when called.
+    switched: training instead of evaluation, or the other way round.
     """
-    first = trace()
-    if not asks_for_mode(model):
-        return first
-    other = "evaluation" if model.training else "training"
-    try:
-        with _switched(model):
-            second = trace()
-    except TraceError as error:
-        mode = "training" if model.training else "evaluation"
-        why = str(error).partition(". ")[0]
-        note = f"Holds in {mode} mode only: in {other} mode the model cannot be traced, {why}"
-        return replace(first, notes=(*first.notes, note))
-    return join(first, second)
+
+    switched: bool = False
+    grad: bool = False
+    inference: bool = False
+    autocast: bool = False
+
+    @contextmanager
+    def entered(self, model: nn.Module, all_layers: bool = True) -> Iterator[None]:
+        """Be in this mode in this block and this thread; afterwards all is as it was.
+
+        all_layers: False does not switch torch's own layers, whose rules hold in training and in
+            evaluation, so that only what other code does is seen to differ.
+        """
+        modules = [m for m in model.modules() if all_layers or is_users(m)] if self.switched else []
+        before = [(module, module.training) for module in modules]
+        training = not model.training
+        with torch.inference_mode(self.inference), torch.set_grad_enabled(self.grad):
+            autocast = [(device, torch.is_autocast_enabled(device)) for device in _DEVICES]
+            try:
+                for device in _DEVICES:
+                    torch.set_autocast_enabled(device, self.autocast)
+                for module, _ in before:
+                    module.training = training
+                yield
+            finally:
+                for device, was in autocast:
+                    torch.set_autocast_enabled(device, was)
+                torch.clear_autocast_cache()
+                for module, was in before:
+                    module.training = was
+
+    def words(self, model: nn.Module) -> str:
+        """How it is called in a sentence."""
+        words = ["training" if model.training != self.switched else "evaluation", "mode"]
+        words += ["with gradients"] * self.grad + ["under torch.inference_mode"] * self.inference
+        return " ".join(words + ["under autocast"] * self.autocast)
 
 
-def asks_for_mode(model: nn.Module) -> bool:
-    """Whether code that is not torch's reads an attribute called `training`."""
-    return any(_reads_training(kind) for kind in {type(m) for m in model.modules()})
+def is_users(module: nn.Module) -> bool:
+    """Whether a module is of a class that is not torch's own."""
+    return not is_internal(getattr(sys.modules.get(type(module).__module__), "__file__", "") or "")
 
 
-def _reads_training(kind: type) -> bool:
-    for base in kind.__mro__:
-        for member in vars(base).values():
-            function = getattr(member, "fget", None) or getattr(member, "__func__", member)
-            code = getattr(function, "__code__", None)
-            if code is None or is_internal(code.co_filename) or not _names_training(code):
-                continue
-            if not _only_passes_it_on(function):
-                return True
-    return False
+class Questions:
+    """Notes what code that is not torch's asks about modes in a block, in this thread.
 
+    However it is spelled: Python itself tells of each call (`sys.setprofile`). Where that is taken,
+    by a profiler, everything counts as asked.
 
-def _only_passes_it_on(function: FunctionType) -> bool:
-    """Whether `training` occurs only in calls such as F.dropout(x, training=self.training).
-
-    The rules of torch.nn.functional hold in both modes.
+    asked: takes the modes; None: nobody wants to know.
     """
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, SyntaxError, TypeError):
-        return False
-    harmless = {
-        id(keyword.value)
-        for call in ast.walk(tree)
-        if isinstance(call, ast.Call) and _is_functional(call.func, function)
-        for keyword in call.keywords
-    }
-    return not any(
-        isinstance(node, ast.Attribute) and node.attr == "training" and id(node) not in harmless
-        for node in ast.walk(tree)
-    )
 
+    def __init__(self, asked: set[str] | None) -> None:
+        self._asked = asked
+        self._active = False
 
-def _is_functional(called: ast.expr, function: FunctionType) -> bool:
-    owner = called.value if isinstance(called, ast.Attribute) else None
-    known = function.__globals__.get(owner.id) if isinstance(owner, ast.Name) else None
-    return known is torch.nn.functional
+    def note(self, mode: str) -> None:
+        """This mode was asked for."""
+        if self._asked is not None:
+            self._asked.add(mode)
 
+    def __enter__(self) -> None:
+        if self._asked is None:
+            return
+        if sys.getprofile() is not None:
+            self._asked.update(ALL)
+            return
+        self._active = True
+        self.resume()
 
-def _names_training(code: CodeType) -> bool:
-    inner = (c for c in code.co_consts if isinstance(c, CodeType))
-    return "training" in code.co_names or any(_names_training(c) for c in inner)
+    def __exit__(self, *error: object) -> None:
+        self.pause()
+        self._active = False
 
+    def pause(self) -> None:
+        """Do not listen from here on."""
+        if self._active:
+            sys.setprofile(None)
 
-@contextmanager
-def _switched(model: nn.Module) -> Iterator[None]:
-    """Every module in the mode that the model is not in; afterwards each as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    mode = not model.training
-    try:
-        for module, _ in modes:
-            module.training = mode
-        yield
-    finally:
-        for module, before in modes:
-            module.training = before
+    def resume(self) -> None:
+        """Listen again."""
+        if self._active:
+            sys.setprofile(self._heard)
 
-
-def join(first: Trace, second: Trace) -> Trace:
-    """Both traces over one set of parameters. The first one is what graphs show."""
-    nodes = list(first.nodes)
-    known = {n.name: n for n in first.nodes if n.op == PARAMETER}
-    made: dict[int, Node] = {}
-    for node in second.nodes:
-        if node.op == PARAMETER and node.name in known:
-            made[node.index] = known[node.name]
-            continue
-        args, kwargs = replaced(Node, (node.args, node.kwargs), lambda n: made[n.index])
-        out = replaced(Spec, node.out, _elsewhere)
-        copied = replace(node, index=len(nodes), args=args, kwargs=kwargs, out=out)
-        made[node.index] = copied
-        nodes.append(copied)
-    return replace(
-        first,
-        nodes=tuple(nodes),
-        outputs=first.outputs + tuple((made[n.index], how) for n, how in second.outputs),
-        tied={**second.tied, **first.tied},
-        notes=tuple(dict.fromkeys((*first.notes, *second.notes))),
-        shown=len(first.nodes),
-        _values={},
-    )
-
-
-def _elsewhere(spec: Spec) -> Spec:
-    """The same spec in other memory: two runs share none, whatever the addresses say."""
-    return replace(spec, memory=-spec.memory)
+    def _heard(self, frame: FrameType, event: str, called: Any) -> None:
+        if event == "c_call" and called in QUESTIONS and not is_internal(frame.f_code.co_filename):
+            self.note(QUESTIONS[called])

@@ -1,413 +1,200 @@
-"""Front end "symbolic": run the model once on fake tensors and record every torch call.
-
-Fake tensors have shapes and no data, so Python sees real shapes and types (loops over
-`x.size()`, `isinstance(x, Tensor)`, flags and `*args` need no care), nothing is computed, and
-a branch on an activation's value cannot be taken: it raises. Every call that torch makes
-through its function protocol is recorded into a torch.fx graph, calls on parameters alone too,
-so nothing that happens to a weight goes unseen.
-"""
+"""Front end "symbolic": run the model on fake tensors and record every torch call."""
 
 from __future__ import annotations
 
-import functools
 import inspect
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-    unset_fake_temporarily,
-)
-from torch.overrides import TorchFunctionMode
+from torch._subclasses.fake_tensor import UnsupportedOperatorException
 
 from enorm_fx.errors import DataDependentError, EnormError, TraceError
-from enorm_fx.nested import instances, replaced, tensors_anywhere
+from enorm_fx.nested import replaced, tensors_anywhere
 from enorm_fx.tracing.after_cut import UnreadableError, reachable, running
-from enorm_fx.tracing.inputs import shapes_of
-from enorm_fx.tracing.normalize import PIECE, map_nodes, normalize, repeatable, spec
-from enorm_fx.tracing.op_keys import METADATA, op_key
-from enorm_fx.tracing.parameters import Parameters
-from enorm_fx.tracing.this_thread import watched_by
-from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Trace, memories, user_frame
-from enorm_fx.tracing.undisturbed import FOREIGN, undisturbed
+from enorm_fx.tracing.differences import Difference, first_difference, other_outputs
+from enorm_fx.tracing.inputs import Call, shapes_of
+from enorm_fx.tracing.modes import ALL
+from enorm_fx.tracing.normalize import normalize
+from enorm_fx.tracing.recorder import Recorder
+from enorm_fx.tracing.replay import DifferentCall, EndOfRecording, Replay
+from enorm_fx.tracing.run import READ_INSIDE, Run
+from enorm_fx.tracing.trace import Trace
+from enorm_fx.tracing.undisturbed import FOREIGN, Snapshot, quiet
+
+_Leaving = list[tuple[Tensor, str]]
 
 
-def trace_symbolic(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    opaque: tuple[type[nn.Module], ...] = (),
-    cut: bool = False,
-) -> Trace:
-    """Trace one call of the model. Raises TraceError; the model is left as it was.
+class Recording:
+    """One run of a model, recorded, which can be compared with further runs.
 
-    opaque: modules of these very classes are recorded as one call each.
-    cut:    where what the model does begins to depend on data, end the trace instead of raising
-            DataDependentError: whatever may be used from there on keeps its values.
+    model:    the model. It is left in the state in which the run leaves it.
+    call:     its inputs, as (args, kwargs).
+    snapshot: what the model held before.
+    opaque:   modules of these very classes are recorded as one call each.
+    cut:      where what the model does begins to depend on data, end the run instead of raising
+              DataDependentError: whatever may be used from there on keeps its values.
+
+    Raises TraceError.
     """
-    recorder = Recorder(model, opaque)
-    notes: tuple[str, ...] = ()
-    try:
-        with undisturbed(model) as snapshot:
+
+    modes = ALL
+
+    def __init__(
+        self,
+        model: nn.Module,
+        call: Call,
+        snapshot: Snapshot,
+        opaque: tuple[type[nn.Module], ...] = (),
+        cut: bool = False,
+    ) -> None:
+        self._model = model
+        self._call = call
+        self._snapshot = snapshot
+        self._opaque = opaque
+        self._recorder = recorder = Recorder(model, opaque)
+        self._notes: tuple[str, ...] = ()
+        self._end: DataDependentError | None = None
+        with _errors_of(recorder, call):
+            self._inputs = _fake_inputs(recorder, call)
             try:
-                with recorder.recording():
-                    inputs = recorder.fake_inputs(args, kwargs)
-                    result = model(*inputs[0], **inputs[1])
-                left = [(t, "output of the model") for t in tensors_anywhere(result)]
-                left += [(t, f"kept by the model as {name}") for t, name in snapshot.new_tensors()]
-                left += [(t, _INSIDE) for t in recorder.read_inside]
-                leaving = [(recorder.node_of(t), how) for t, how in left if recorder.knows(t)]
-                del result, left, inputs  # an output that is a view would keep what it looks at
-                recorder.read_inside.clear()
-                if leaving:
-                    leaving += recorder.held_elsewhere({node for node, _ in leaving})
+                self._leaving = self._run(recorder)
             except DataDependentError as error:
                 if not cut:
                     raise
-                leaving = _cut(recorder, error)
-                where = str(error).partition(". ")[0]
-                notes = (f"The analysis ends {where}. What may be used later keeps its values.",)
+                self._end = error
+                self._leaving = self._cut(error)
+        if not cut and not any(recorder.knows(t) for t, _ in self._leaving):
+            raise TraceError("the model returned no tensor that its inputs or parameters reach")
+
+    def _run(self, run: Run) -> _Leaving:
+        """The tensors that leave the model, and how."""
+        with quiet(self._model), run.active():
+            args, kwargs = replaced(Tensor, self._inputs, lambda t: t)  # containers of its own
+            result = self._model(*args, **kwargs)
+        left = [(t, "output of the model") for t in tensors_anywhere(result)]
+        left += [(t, f"kept by the model as {name}") for t, name in self._snapshot.new_tensors()]
+        left += [(t, READ_INSIDE) for t in run.read_inside]
+        return [(run.fakes.of(tensor), how) for tensor, how in left]
+
+    def again(self, asked: set[str] | None = None) -> Difference | None:
+        """Run the model once more: where it does something else than in the recorded run.
+
+        The model is as the run before left it, and in the mode that it is in now. asked: takes
+        the modes that code other than torch's asks for.
+        """
+        if self._recorder.changes_shapes:
+            return self._recorded_again()
+        kept = {id(t) for t, how in self._leaving if how.startswith("kept")}
+        replay = Replay(self._recorder, kept, self._end is not None, asked)
+        try:
+            leaving = self._run(replay)
+            replay.finish()
+        except DifferentCall as error:
+            return error.difference
+        except EndOfRecording:
+            return None
+        except (*FOREIGN, EnormError) as error:
+            return Difference("no error", f"{type(error).__name__}: {error}")
+        known = self._recorder.knows
+        before, now = ({id(t) for t, _ in left if known(t)} for left in (self._leaving, leaving))
+        return other_outputs(before, now)
+
+    def _recorded_again(self) -> Difference | None:
+        """Results that calls change later cannot be given twice: record anew, compare records."""
+        cut = self._end is not None
+        other = Recording(self._model, self._call, self._snapshot, self._opaque, cut)
+        return first_difference(self._without_others(), other._without_others())
+
+    def _without_others(self) -> Trace:
+        """What leaves the model by itself; not what something else keeps."""
+        known = [(t, how) for t, how in self._leaving if self._recorder.knows(t)]
+        return self._normalized([(self._recorder.node_of(t), how) for t, how in known])
+
+    def trace(self) -> Trace:
+        """The neutral trace. Ends the recording."""
+        recorder = self._recorder
+        leaving = [(recorder.node_of(t), how) for t, how in self._leaving if recorder.knows(t)]
+        self._leaving, self._inputs = [], ((), {})  # an output that is a view keeps what it shows
+        known = {node for node, _ in leaving}
+        cut, self._end = self._end, None
+        for node in recorder.alive():
+            if cut is not None:
+                leaving.append((node, _AFTER))
+            elif node not in known and node.op == "call_function":
+                leaving.append((node, "it is kept outside of the model"))
+        return self._normalized(leaving)
+
+    def _normalized(self, leaving: list[tuple[fx.Node, str]]) -> Trace:
+        return normalize(
+            self._recorder.graph,
+            outputs=leaving,
+            aliases=self._recorder.fakes.parameters.aliases,
+            tied=self._recorder.fakes.parameters.tied,
+            front_end="symbolic",
+            inputs=self._call,
+            notes=self._notes,
+        )
+
+    def _cut(self, error: DataDependentError) -> _Leaving:
+        """End the trace at an error: all that may be used afterwards leaves the model there.
+
+        The error keeps alive what the running functions hold; `trace` asks for that.
+        """
+        try:
+            later = reachable(running(error.__traceback__))
+        except UnreadableError as why:
+            raise DataDependentError(f"{error}. What follows cannot be told: {why}") from error
+        for name, parameter in self._model.named_parameters():
+            if id(parameter) in later:
+                self._recorder.fakes.parameters.tied[name] = _AFTER
+        where = str(error).partition(". ")[0]
+        self._notes = (f"The analysis ends {where}. What may be used later keeps its values.",)
+        return [(t, _AFTER) for t, _ in self._snapshot.new_tensors()]
+
+
+_AFTER = "it may be used after the model's path begins to depend on data"
+
+
+@contextmanager
+def _errors_of(recorder: Recorder, call: Call) -> Iterator[None]:
+    """What a model raises, as a TraceError that says where and for which inputs."""
+    try:
+        yield
     except EnormError:
         raise
     except UnsupportedOperatorException as error:
         raise TraceError(
-            f"{_where(recorder)}: {error} has no shape rule (register one with "
+            f"{recorder.where()}: {error} has no shape rule (register one with "
             "torch.library.register_fake)"
         ) from error
     except FOREIGN as error:
         raise TraceError(
-            f"{_where(recorder)}: the model raised {type(error).__name__}: {error} for inputs "
-            f"{shapes_of((args, kwargs))}. Pass example_inputs that the model accepts"
+            f"{recorder.where()}: the model raised {type(error).__name__}: {error} for inputs "
+            f"{shapes_of(call)}. Pass example_inputs that the model accepts"
         ) from error
-    if not leaving:
-        raise TraceError("the model returned no tensor that its inputs or parameters reach")
-    return normalize(
-        recorder.graph,
-        outputs=leaving,
-        aliases=recorder.parameters.aliases,
-        tied=recorder.parameters.tied,
-        front_end="symbolic",
-        inputs=(args, kwargs),
-        notes=notes,
-    )
 
 
-def _cut(recorder: Recorder, error: DataDependentError) -> list[tuple[fx.Node, str]]:
-    """End the trace at an error: all that may be used afterwards leaves the model there."""
-    reason = "it may be used after the model's path begins to depend on data"
-    try:
-        later = reachable(running(error.__traceback__))
-    except UnreadableError as why:
-        raise DataDependentError(f"{error}. What follows cannot be told: {why}") from error
-    for name, parameter in recorder.model.named_parameters():
-        if id(parameter) in later:
-            recorder.parameters.tied[name] = reason
-    return [(node, reason) for node in recorder.alive()]
+def _fake_inputs(recorder: Recorder, call: Call) -> Call:
+    """Fake tensors for the example inputs, each named by the way to it."""
 
-
-_INSIDE = "it is read inside a call that is not traced"
-
-
-def _where(recorder: Recorder) -> str:
-    module = recorder.modules[-1] if recorder.modules else recorder.deepest
-    return f"in module '{module or type(recorder.model).__name__}'"
-
-
-class Recorder(TorchFunctionMode):
-    """Builds a torch.fx graph of the torch calls that run while it is active.
-
-    Tensors are known by identity; every tensor that was seen is kept alive, so that no
-    identity is used twice.
-    """
-
-    def __init__(self, model: nn.Module, opaque: tuple[type[nn.Module], ...] = ()) -> None:
-        super().__init__()
-        self.model = model
-        self._opaque = opaque
-        self._paused = False
-        self._given: set[int] = set()
-        self.read_inside: list[Tensor] = []
-        self._written: set[int] = set()  # memory that some call wrote into
-        self.graph = fx.Graph()
-        self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.modules: list[str] = []
-        self.deepest = ""  # the module that was entered last
-        self.parameters = Parameters(model)
-        self._paths = {id(m): name for name, m in model.named_modules()}
-        self._nodes: dict[int, fx.Node] = {}
-        self._pieces: dict[int, tuple[fx.Node, tuple[Any, ...]]] = {}
-        self._fakes: dict[int, Tensor] = {}
-        self._alive: list[Any] = []
-        self._numbers = {id(b) for b in model.buffers() if b.is_floating_point()}
-
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Record in this block: fake tensors on, module paths followed, all undone at its end."""
-        for module in self.model.modules():
-            if type(module) in self._opaque:  # undisturbed() takes this away again
-                module.forward = functools.partial(self._call_opaque, module, module.forward)
-        with torch.no_grad(), self.fake_mode, self, watched_by(self):
-            yield
-
-    def _call_opaque(self, module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run a module unseen; record it as one call on its inputs and its parameters."""
-        args, kwargs = self._fake((args, kwargs))
-        own = {name: self._fake(p) for name, p in module.named_parameters()}
-        with self.paused((args, kwargs, own, list(module.parameters()))):
-            out = forward(*args, **kwargs)
-        with torch._C.DisableTorchFunction():  # looking at the result is no call of the model's
-            self.record(module, args, {**kwargs, **own}, out)
-        return out
-
-    @contextmanager
-    def paused(self, given: Any = ()) -> Iterator[None]:
-        """Record nothing in this block; calls still run.
-
-        given: what the block may read. Anything else that it reads leaves the model there.
-        """
-        before = self._paused, self._given
-        self._paused, self._given = True, {id(t) for t in tensors_anywhere(given)}
-        try:
-            yield
-        finally:
-            self._paused, self._given = before
-
-    def _see_inside(self, value: Any) -> None:
-        """Tensors that an unrecorded call reads though they were not given to its caller."""
-        for tensor in tensors_anywhere(value):
-            if id(tensor) not in self._given:
-                name = self.parameters.name(tensor)
-                if name is not None:
-                    self.parameters.tied.setdefault(name, _INSIDE)
-                elif self.knows(tensor):
-                    self.read_inside.append(tensor)
-
-    def enter(self, module: nn.Module) -> None:
-        """Calls are made by this module until it is left."""
-        self.modules.append(self._paths.get(id(module), ""))
-        self.deepest = self.modules[-1]
-
-    def leave(self) -> None:
-        """Calls are made by the module around the current one again."""
-        self.modules.pop()
-
-    def run_function(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A custom autograd function is one call: its backward is not derived from its ops."""
-        args, kwargs = self._fake((args, kwargs))
-        with self.paused((args, kwargs)):
-            out = original(*args, **kwargs)
-        with torch._C.DisableTorchFunction():
-            self.record(original.__self__, args, kwargs, out)
-        return out
-
-    def fake_inputs(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Fake tensors for the example inputs, each a placeholder of the graph."""
-        count = iter(range(1 << 30))
-
-        def fake(value: Any, name: str) -> Any:
-            if isinstance(value, Tensor):
-                tensor = self.fake_mode.from_tensor(value.detach())
-                node = self.graph.create_node("placeholder", INPUT, name=f"{name}_{next(count)}")
-                self._remember(tensor, node)
-                node.meta = {"value": tensor, "spec": spec(tensor), "name": name}
-                return tensor
-            if isinstance(value, (tuple, list)):
-                items = [fake(item, name) for item in value]
-                return items if isinstance(value, list) else tuple(items)
-            if isinstance(value, dict):
-                return {key: fake(item, f"{name}[{key!r}]") for key, item in value.items()}
-            return value
-
-        names = _positional(self.model, len(args))
-        return (
-            tuple(fake(value, f"input '{name}'") for value, name in zip(args, names, strict=True)),
-            {key: fake(value, f"input '{key}'") for key, value in kwargs.items()},
-        )
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if self._paused:
-            self._see_inside((args, kwargs))
-            return func(*args, **kwargs)
-        args, kwargs = self._fake((args, kwargs))
-        key, inplace = op_key(func)
-        try:
-            out = func(*args, **kwargs)
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            out = self._on_constants(func, args, kwargs)
-            if out is NotImplemented:
-                raise self._depends_on_data(key, error) from None
-            return self._fake(out)
-        produced = list(tensors_anywhere(out))
-        if key in METADATA and not produced:
-            return out
-        read = list(tensors_anywhere((args, kwargs)))
-        if not produced and not read:
-            return out
-        if not produced and not inplace:
-            raise self._depends_on_data(key)
-        self.record(func, args, kwargs, out)
-        return out
-
-    def record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """Add a call to the graph; its outputs are known from here on."""
-        node = self.graph.create_node(
-            "call_function", func, self._as_nodes(args), self._as_nodes(kwargs), op_key(func)[0]
-        )
-        module = self.modules[-1] if self.modules else ""
-        self._check_shapes(func, out)
-        if op_key(func)[1]:
-            self._written.update(t.untyped_storage()._cdata for t in tensors_anywhere(args[:1]))
-        node.meta = {
-            "value": out, "spec": spec(out), "module": module, "source": user_frame()
-        }  # fmt: skip
-        if isinstance(out, Tensor):
-            self._remember(out, node)
-        else:
-            self._remember_pieces(out, node, ())
-
-    def _check_shapes(self, func: Any, out: Any) -> None:
-        for tensor in tensors_anywhere(out):
-            if any(isinstance(n, torch.SymInt) for n in tensor.shape):
-                key = op_key(func)[0]
-                raise self._depends_on_data(key, DynamicOutputShapeException(func))
-
-    def knows(self, tensor: Tensor) -> bool:
-        """Whether a call recorded so far gave this tensor."""
-        return id(tensor) in self._nodes or id(tensor) in self._pieces
-
-    def held_elsewhere(self, known: set[fx.Node]) -> list[tuple[fx.Node, str]]:
-        """Results that something outside keeps: a list, a dict that a hook fills, an object."""
-        nodes = [n for n in self.alive() if n.op == "call_function" and n not in known]
-        return [(node, "it is kept outside of the model") for node in nodes]
-
-    def alive(self) -> list[fx.Node]:
-        """The nodes whose tensors someone else still holds. Nothing can be recorded after this."""
-        for i in range(len(self._alive)):
-            if id(self._alive[i]) in self._pieces:
-                self.node_of(self._alive[i])
-        held = [(weakref.ref(t), self._nodes[id(t)]) for t in self._alive if id(t) in self._nodes]
-        for node in self.graph.nodes:
-            node.meta.pop("value", None)
-        for keeper in (self._alive, self._fakes, self._nodes, self._pieces):
-            keeper.clear()
-        return [node for reference, node in held if reference() is not None]
-
-    def node_of(self, tensor: Tensor) -> fx.Node:
-        """The node that gave a tensor; parameters and constants become nodes when first met."""
-        node = self._nodes.get(id(tensor))
-        if node is not None:
-            return node
-        if id(tensor) in self._pieces:
-            node, path = self._pieces[id(tensor)]
-            value = node.meta["value"]
-            for step in path:
-                outer, value = node, value[step]
-                node = self.graph.create_node("call_function", PIECE, (outer, step))
-                node.meta = {**outer.meta, "value": value, "spec": spec(value)}
-            self._remember(tensor, node)
-            return node
-        raise TraceError(
-            f"{_where(self)}: a tensor of shape {tuple(tensor.shape)} was made by code that does "
-            "not show in torch's function protocol (scripted or compiled code, or an extension). "
-            "Replace that part by the Python module it was made from"
-        )
-
-    def _remember(self, tensor: Tensor, node: fx.Node) -> None:
-        self._nodes[id(tensor)] = node
-        self._pieces.pop(id(tensor), None)
-        self._alive.append(tensor)
-
-    def _remember_pieces(self, out: Any, node: fx.Node, path: tuple[Any, ...]) -> None:
-        if isinstance(out, Tensor):
-            self._nodes.pop(id(out), None)
-            self._pieces[id(out)] = (node, path)
-            self._alive.append(out)
-        elif isinstance(out, (tuple, list)):
-            for i, item in enumerate(out):
-                self._remember_pieces(item, node, (*path, i))
-
-    def _fake(self, value: Any) -> Any:
-        """The arguments of a call with a fake tensor in place of every real one."""
-        return replaced(Tensor, value, self._fake_of)
-
-    def _fake_of(self, tensor: Tensor) -> Tensor:
-        if isinstance(tensor, FakeTensor):
-            return tensor
-        fake = self._fakes.get(id(tensor))
-        return self._adopt(tensor) if fake is None else fake
-
-    def _adopt(self, tensor: Tensor) -> Tensor:
-        """A parameter, a buffer or a tensor that the model holds: a new leaf of the graph."""
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            raise TraceError(
-                f"{_where(self)}: torch.func transforms (vmap, grad, ...) inside a model cannot be "
-                "traced. Write that part with batched ops"
-            )
-        with torch._C.DisableTorchFunction():  # what this asks of the tensor is no call
-            fake = self.fake_mode.from_tensor(tensor, static_shapes=True)
-        name = self.parameters.name(tensor)
-        if name is None:
-            self.parameters.meet(tensor)
-        node = self.graph.create_node("get_attr", PARAMETER if name else CONSTANT)
-        # A buffer of numbers may hold others tomorrow: nothing is concluded from its values.
-        unknown = name is not None or id(tensor) in self._numbers
-        real = None if unknown else tensor
-        node.meta = {"value": fake, "spec": spec(fake), "name": name or "", "real": real}
-        self._remember(fake, node)
-        self._fakes[id(tensor)] = fake
-        self._alive.append(tensor)
-        return fake
-
-    def _as_nodes(self, value: Any) -> Any:
-        return replaced(Tensor, value, self.node_of)
-
-    def _on_constants(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """The call on real values, where no input and no parameter has a part in them."""
-        with torch._C.DisableTorchFunction(), unset_fake_temporarily():
-            tensors = instances(Tensor, (args, kwargs))
-            values = {id(t): self._constant(self.node_of(t)) for t in tensors}
-            if any(value is None for value in values.values()):
-                return NotImplemented
-            args, kwargs = replaced(Tensor, (args, kwargs), lambda t: values[id(t)])
-            return func(*args, **kwargs)
-
-    def _constant(self, node: fx.Node) -> Tensor | None:
-        """The value of a node that depends on constants alone; None for any other."""
-        if not self._written.isdisjoint(memories(node.meta["spec"])):
-            return None
-        if node.op == "get_attr":
-            real: Tensor | None = node.meta["real"]
-            return real
-        if not callable(node.target) or not repeatable(node.target):
-            return None
-        inputs = {n: self._constant(n) for n in node.all_input_nodes}
-        if any(value is None for value in inputs.values()):
-            return None
-        args, kwargs = map_nodes((node.args, node.kwargs), inputs)
-        value: Tensor = node.target(*args, **kwargs)
+    def fake(value: Any, name: str) -> Any:
+        if isinstance(value, Tensor):
+            return recorder.input(value, name)
+        if isinstance(value, (tuple, list)):
+            items = [fake(item, name) for item in value]
+            return items if isinstance(value, list) else tuple(items)
+        if isinstance(value, dict):
+            return {key: fake(item, f"{name}[{key!r}]") for key, item in value.items()}
         return value
 
-    def _depends_on_data(self, key: str, error: Exception | None = None) -> TraceError:
-        shape = isinstance(error, DynamicOutputShapeException)
-        what = "gives a result whose shape depends on" if shape else "reads into Python"
-        kind = DataDependentError if shape else TraceError
-        return kind(
-            f"{_where(self)}: '{key}' at {user_frame() or 'an unknown line'} {what} the values of "
-            "a tensor. Analyze the part of the model before this call"
-        )
+    args, kwargs = call
+    names = _positional(recorder.model, len(args))
+    return (
+        tuple(fake(value, f"input '{name}'") for value, name in zip(args, names, strict=True)),
+        {key: fake(value, f"input '{key}'") for key, value in kwargs.items()},
+    )
 
 
 def _positional(model: nn.Module, count: int) -> list[str]:

@@ -155,9 +155,8 @@ def _small(out: Any) -> bool:
     return bool(specs) and all(size <= MAX_CONSTANT for size in sizes)
 
 
-_INTERNAL = tuple(
-    str(Path(path).parent) + "/" for path in (torch.__file__, str(Path(__file__).parent))
-)
+_TRACING = str(Path(__file__).parent) + "/"
+_INTERNAL = (str(Path(torch.__file__).parent) + "/", _TRACING)
 
 
 def is_internal(file: str) -> bool:
@@ -173,3 +172,11 @@ def user_frame(depth: int = 1) -> str:
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+
+def torch_is_called_by_users() -> bool:
+    """Whether the call of torch's that is being looked at was made by code that is not torch's."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_TRACING):
+        frame = frame.f_back
+    return frame is not None and not is_internal(frame.f_code.co_filename)

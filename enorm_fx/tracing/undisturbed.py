@@ -1,10 +1,11 @@
-"""Run a model without leaving a trace in it: modules, random numbers, logs."""
+"""Run a model without leaving a trace in it: modules, inputs, random numbers, logs."""
 
 from __future__ import annotations
 
 import logging
 import random
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,62 +25,111 @@ FOREIGN = (RuntimeError, ValueError, TypeError, AssertionError, LookupError, Att
 _LOUD = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch.export",
          "torch._export", "torch._functorch")  # fmt: skip
 
+_NUMBERS = (bool, int, float, complex, str, bytes)
+_CONTAINERS = (dict, list, set, OrderedDict)
+
 
 class Snapshot:
-    """What the modules of a model hold, to see what a run changed and to put it back."""
+    """What the modules of a model, and its inputs, hold: to see what a run changed and undo it."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, inputs: Any = None) -> None:
         self._saved: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
         self._contents: list[tuple[Any, Any]] = []
+        self._seen: set[int] = set()
         for path, module in model.named_modules():
             self._saved.append((path, module.__dict__, dict(module.__dict__)))
             for value in module.__dict__.values():
                 self._save(value)
+        self._save([inputs])
 
     def _save(self, value: Any, depth: int = 0) -> None:
         """Note what containers, and containers in them, hold now."""
-        if type(value) in (dict, list, set) and depth < _NESTED:
-            self._contents.append((value, value.copy()))
-            for item in value.values() if isinstance(value, dict) else value:
-                self._save(item, depth + 1)
-        elif _is_plain_object(value) and depth < _NESTED:
+        kind = type(value)
+        if kind in _CONTAINERS:
+            if depth < _NESTED and id(value) not in self._seen:
+                self._seen.add(id(value))
+                self._contents.append((value, value.copy()))
+                for item in value.values() if isinstance(value, dict) else value:
+                    self._save(item, depth + 1)
+        elif kind is tuple:
+            for item in value:
+                self._save(item, depth)
+        elif depth < _NESTED and _is_plain_object(value):
             self._save(value.__dict__, depth + 1)
 
     def new_tensors(self) -> Iterator[tuple[Tensor, str]]:
-        """Fake tensors that the model keeps after the run, with the attribute that holds them."""
+        """Fake tensors that the model keeps after a run, with the attribute that holds them."""
         for path, current, saved in self._saved:
             for name, value in current.items():
-                if name == "_modules" or (value is saved.get(name) and not _is_container(value)):
+                if name == "_modules" or (value is saved.get(name) and not _may_hold(value)):
                     continue
                 for tensor in tensors_anywhere(value):
                     if isinstance(tensor, FakeTensor):
                         yield tensor, f"'{path}.{name}'".replace("'.", "'")
 
-    def restore(self) -> None:
-        """Put everything back, the contents of lists, dicts and sets too."""
-        for _, current, saved in self._saved:
-            current.clear()
-            current.update(saved)
+    def numbers(self) -> list[tuple[str, Any]]:
+        """Numbers and texts in the modules that are not as they were, with their names.
+
+        Of a list, dict or set that was changed, how many items it has and what plain ones.
+        """
+        found: list[tuple[str, Any]] = []
+        for path, current, saved in self._saved:
+            for name, value in current.items():
+                before = saved.get(name, _MISSING)
+                if value is not before and isinstance(value, _NUMBERS) and value != before:
+                    found.append((f"{path}.{name}".lstrip("."), value))
         for container, copy in self._contents:
-            container.clear()
-            container.extend(copy) if isinstance(container, list) else container.update(copy)
+            if _differs(container, copy):
+                items = container.values() if isinstance(container, dict) else container
+                plain = [item for item in items if isinstance(item, _NUMBERS)]
+                found.append((f"a {type(container).__name__}", (len(container), plain)))
+        return found
+
+    def restore(self) -> None:
+        """Put everything back, the contents of lists, dicts and sets too.
+
+        What did not change is not touched: another thread may be reading it.
+        """
+        for _, current, saved in self._saved:
+            if _differs(current, saved):
+                current.clear()
+                current.update(saved)
+        for container, copy in self._contents:
+            if _differs(container, copy):
+                container.clear()
+                container.extend(copy) if isinstance(container, list) else container.update(copy)
 
 
 _NESTED = 4  # how deep containers in attributes of modules are looked into
+_MISSING = object()
+
+
+def _differs(now: Any, before: Any) -> bool:
+    """Whether a container holds other things, or in another order."""
+    if len(now) != len(before):
+        return True
+    if isinstance(now, set):
+        return bool(now != before)
+    if isinstance(now, dict):
+        pairs = zip(now.items(), before.items(), strict=True)
+        return any(a is not b or x is not y for (a, x), (b, y) in pairs)
+    return any(a is not b for a, b in zip(now, before, strict=True))
 
 
 def _is_plain_object(value: Any) -> bool:
     """An object of a user's own class, which may hold tensors."""
-    own = type(value).__module__.partition(".")[0] not in ("builtins", "torch", "functools")
-    return (
-        own
-        and not isinstance(value, (type, nn.Module))
-        and type(getattr(value, "__dict__", None)) is dict
-    )
+    if isinstance(value, (type, nn.Module)) or type(getattr(value, "__dict__", None)) is not dict:
+        return False
+    return type(value).__module__.partition(".")[0] not in ("builtins", "torch", "functools")
 
 
-def _is_container(value: Any) -> bool:
-    return isinstance(value, (dict, list, tuple, set)) or _is_plain_object(value)
+def _may_hold(value: Any) -> bool:
+    """Whether there may be tensors in a value."""
+    if type(value) in _NUMBERS or value is None:
+        return False
+    if isinstance(value, (dict, list, tuple, set)):
+        return bool(value)
+    return _is_plain_object(value)
 
 
 def random_state() -> tuple[Any, ...]:
@@ -92,9 +142,21 @@ def random_state() -> tuple[Any, ...]:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[Snapshot]:
-    """Whatever the run leaves in the modules, does to the RNG or logs is undone or kept quiet."""
-    snapshot = Snapshot(model)
+def undisturbed(model: nn.Module, inputs: Any = None) -> Iterator[Snapshot]:
+    """What runs in this block leave in the modules, or in objects among the inputs, is undone."""
+    snapshot = Snapshot(model, inputs)
+    try:
+        yield snapshot
+    finally:
+        snapshot.restore()
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """One run: what it does to random numbers is undone, what torch logs is kept quiet.
+
+    Raises TraceError where it draws random numbers in Python.
+    """
     python_state, numbers = random.getstate(), random_state()
     numpy = sys.modules.get("numpy")
     numpy_state = numpy.random.get_state() if numpy is not None else None
@@ -104,7 +166,7 @@ def undisturbed(model: nn.Module) -> Iterator[Snapshot]:
         for logger in loggers:
             logger.disabled = True
         with torch.random.fork_rng(devices=[]):
-            yield snapshot
+            yield
         if random_state() != numbers:
             raise TraceError(
                 f"{type(model).__name__} draws random numbers in Python, so which path it takes "
@@ -117,4 +179,3 @@ def undisturbed(model: nn.Module) -> Iterator[Snapshot]:
         random.setstate(python_state)
         if numpy is not None:
             numpy.random.set_state(numpy_state)
-        snapshot.restore()
