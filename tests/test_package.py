@@ -1,12 +1,15 @@
-"""What a wheel of the package holds."""
+"""What a wheel of the package holds, and which names the package has."""
 
 from __future__ import annotations
 
+import pkgutil
 import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -58,3 +61,15 @@ def test_a_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
     assert {"Requires-Dist: torch>=2.9", "Provides-Extra: demo", "Provides-Extra: dev"} <= {*lines}
     [entries] = [name for name in wheel.namelist() if name.endswith("/entry_points.txt")]
     assert "enorm-fx = enorm_fx.cli.main:main" in wheel.read(entries).decode()
+
+
+def test_public_names_are_no_modules_whatever_was_imported() -> None:
+    for module in pkgutil.iter_modules(enorm_fx.__path__):
+        if module.name != "__main__":
+            import_module(f"enorm_fx.{module.name}")
+    assert set(enorm_fx.__all__) <= set(dir(enorm_fx))
+    for name in enorm_fx.__all__:
+        for _ in range(2):
+            assert not isinstance(getattr(enorm_fx, name), ModuleType)
+    with pytest.raises(AttributeError, match="has no attribute 'analyse'"):
+        enorm_fx.analyse  # noqa: B018
