@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,13 +13,12 @@ from enorm_fx.analysis import as_plan
 from enorm_fx.errors import ArgumentError
 from enorm_fx.model_plan import Plan
 from enorm_fx.step.checks import check_exact, check_finite, check_settings
-from enorm_fx.step.coarse import Coarse, correct_, make_coarse, unbounded
+from enorm_fx.step.converge import converge_
 from enorm_fx.step.measure import objective
 from enorm_fx.step.precision import full_precision
 from enorm_fx.step.program import Program
-from enorm_fx.step.solve import Descent, alive, imbalance, log_cost, sweep_
+from enorm_fx.step.solve import Descent, log_cost
 
-_MAX_CYCLES = 1000
 _LOG_2 = math.log(2.0)
 
 
@@ -57,9 +56,15 @@ def balance(
 
     p, c, exact: as for `ENorm`. With exact=True the optimum is rounded to powers of two; where
                  that would not lower J the weights stay.
-    tol:         stop when the gap (see `Report`) is at most this. After 1000 cycles it stops
-                 anyway, and the report's gap says where.
+    tol:         the largest gap (see `Report`) to stop at. For p < inf a few more cycles bring it
+                 to rounding, so that all rescalings of one network end in the same weights. After
+                 1000 cycles it stops anyway, and the report's gap says where.
     example_inputs, batchnorm: for `analyze`, if a model is given.
+
+    p = inf balances the largest |w| that enters each channel with the largest that leaves it. There
+    are many such states; this one is reached from the optimum of the l_2 norm (of the largest |w|
+    of each cell), which is unique, by cycles in the order of the plan's groups. So it is the same
+    for all rescalings of one network, too.
 
     Groups along which J has no minimum keep their scale: those with nothing in J on one side, and
     those that could only shrink other weights for ever (p < inf), as where the last weight of
@@ -82,37 +87,12 @@ def balance(
     with full_precision(program.device):
         writes = program.collect(None, None, gradients=True)
         descent, sizes = program.measure_()
-        cycles, gap = _converge_(descent, tol)
+        cycles, gap = converge_(descent, tol)
         if exact:
             _round_(descent)
         program.apply_(descent.u, sizes, writes)
     largest = float(descent.u.abs().amax())
     return Report(before, objective(plan, p, c), cycles, largest, gap)
-
-
-def _converge_(descent: Descent, tol: float) -> tuple[int, float]:
-    """Cycles until the gap is at most tol: the number of cycles, and the gap."""
-    coarse = None if math.isinf(descent.p) else _make_coarse_(descent)
-    cycles, gap = 0, float(imbalance(descent))
-    while gap > tol and cycles < _MAX_CYCLES:
-        sweep_(descent, exact=False)
-        if coarse is not None:
-            correct_(descent, coarse)
-        cycles, gap = cycles + 1, float(imbalance(descent))
-    return cycles, gap
-
-
-def _make_coarse_(descent: Descent) -> Coarse:
-    """The coarse problem of the groups that have a minimum; the others leave the descent."""
-    while True:
-        coarse = make_coarse(descent, alive(descent))
-        runaway = unbounded(descent, coarse)
-        if not runaway:
-            return coarse
-        layout = descent.layout
-        kept = [g for number, g in enumerate(layout.groups) if number not in runaway]
-        turns = tuple((number,) for number in range(len(kept)))
-        descent.layout = replace(layout, groups=tuple(kept), batches=turns)
 
 
 def _round_(descent: Descent) -> None:
