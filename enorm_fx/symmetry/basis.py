@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -157,17 +156,18 @@ def _unsettled(
 
 def _group(size: int, parameters: dict[str, tuple[ScaleTerm, ...]], live: Tensor) -> Basis:
     """Variables that move the same parameters in the same way, next to each other in u."""
-    signature = torch.zeros(size + 1, dtype=torch.int64)
+    kind = torch.zeros(size + 1, dtype=torch.int64)  # variables of one kind are alike so far
+    kinds = 1
     first = torch.full((size + 1,), len(parameters))
-    for position, (name, terms) in enumerate(parameters.items()):
-        for term in terms:
-            ids = term.index.reshape(-1)
-            axes = tuple(a for a, n in enumerate(term.index.shape) if n > 1)
-            # Assigned, not added: an index that occurs twice gets the same value twice.
-            signature[ids] = signature[ids] * _MIX + _hash(name, term.coefficient, axes)
+    for position, terms in enumerate(parameters.values()):
+        for ids, times in _ways(terms):
+            key = kind[ids] * (int(times.max()) + 1) + times if times is not None else kind[ids]
+            values, inverse = key.unique(return_inverse=True)
+            kind[ids] = kinds + inverse
+            kinds += len(values)
             first[ids] = torch.clamp(first[ids], max=position)
     scales = live.nonzero().squeeze(1)
-    _, inverse = signature[scales].unique(return_inverse=True)
+    _, inverse = kind[scales].unique(return_inverse=True)
     count = int(inverse.max()) + 1 if len(scales) else 0
     # A group's place: the parameter that it moves first, then its first variable.
     key = first[scales] * size + scales
@@ -181,9 +181,15 @@ def _group(size: int, parameters: dict[str, tuple[ScaleTerm, ...]], live: Tensor
     return Basis(index, tuple(torch.bincount(rank[inverse], minlength=count).tolist()))
 
 
-_MIX = 0x5851F42D4C957F2D
-
-
-def _hash(*key: object) -> int:
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
+def _ways(terms: tuple[ScaleTerm, ...]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """For each coefficient and axes with which a parameter is moved: the variables that do so, and
+    by how many terms (None: one each)."""
+    ways: dict[tuple[float, tuple[int, ...]], list[Tensor]] = {}
+    for term in terms:
+        axes = tuple(a for a, n in enumerate(term.index.shape) if n > 1)
+        ways.setdefault((term.coefficient, axes), []).append(term.index.reshape(-1))
+    for arrays in ways.values():
+        if len(arrays) == 1:
+            yield arrays[0], None
+        else:
+            yield torch.cat([ids.unique() for ids in arrays]).unique(return_counts=True)

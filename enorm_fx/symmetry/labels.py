@@ -185,7 +185,8 @@ _FEW_ROWS = 2048
 def distinct(ids: list[Ids]) -> list[Ids]:
     """Drop repeated slices along each axis: a token beside 196 alike patches makes two rows.
 
-    Slices are compared by a hash of 64 bits; small arrays are left as they are.
+    Slices are told apart by a hash; what it takes for equal is compared before anything is dropped.
+    Small arrays are left as they are.
     """
     shape = torch.broadcast_shapes(*(i.shape for i in ids))
     if shape.numel() <= _FEW_ROWS or shape.numel() == max(shape):
@@ -193,19 +194,26 @@ def distinct(ids: list[Ids]) -> list[Ids]:
     for axis, size in enumerate(shape):
         if size == 1:
             continue
-        key = torch.zeros(size, dtype=torch.int64)
-        for i in ids:
-            if i.shape[axis] > 1:
-                slices = i.movedim(axis, 0).reshape(size, -1)
-                key = key * _MIX + (slices * _multipliers(slices.shape[1])).sum(dim=1)
-        _, inverse = key.unique(return_inverse=True)
+        varying = [i for i in ids if i.shape[axis] > 1]
+        _, inverse = _slice_hashes(varying, axis).unique(return_inverse=True)
         count = int(inverse.max()) + 1
-        if count < size:
-            first = torch.full((count,), size).scatter_reduce_(
-                0, inverse, torch.arange(size), "amin"
-            )
+        if count == size:
+            continue
+        first = torch.full((count,), size).scatter_reduce_(0, inverse, torch.arange(size), "amin")
+        like = first[inverse]  # for each slice the one that it is dropped for
+        if all(torch.equal(i, i.index_select(axis, like)) for i in varying):
             ids = [i.index_select(axis, first) if i.shape[axis] > 1 else i for i in ids]
     return ids
+
+
+def _slice_hashes(ids: list[Ids], axis: int) -> Tensor:
+    """A 64-bit number for each slice along an axis; equal slices of all arrays have equal ones."""
+    size = ids[0].shape[axis]
+    key = torch.zeros(size, dtype=torch.int64)
+    for i in ids:
+        slices = i.movedim(axis, 0).reshape(size, -1)
+        key = key * _MIX + (slices * _multipliers(slices.shape[1])).sum(dim=1)
+    return key
 
 
 _MIX = 0x9E3779B97F4A7C15 - (1 << 64)

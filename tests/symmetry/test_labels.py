@@ -146,3 +146,27 @@ def test_distinct_drops_repeated_slices_and_nothing_else(seed: int) -> None:
     after = list(zip(*(t.flatten().tolist() for t in small), strict=True))
     assert set(after) == before
     assert len(after) == len(before)
+
+
+@pytest.mark.parametrize("hashes", ["all collide", "some collide"])
+def test_slices_whose_hashes_collide_are_not_taken_for_equal(
+    hashes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collision of two slices must lose no equation: their rows would stay free, unsoundly."""
+
+    def colliding(ids: list[Tensor], axis: int) -> Tensor:
+        size = ids[0].shape[axis]
+        return torch.zeros(size, dtype=torch.int64) if hashes == "all collide" else (
+            torch.arange(size) // 2
+        )  # fmt: skip
+
+    def free() -> int:
+        system = System()
+        a, b = system.fresh(60, 1), system.fresh(1, 70)
+        system.equal(Label((60, 70), (LabelTerm(1, a + 0 * b),)), Label((60, 70)))
+        system.pin(Label((60, 70), (LabelTerm(1, b + 0 * a),)))
+        return free_dimension(system)
+
+    assert free() == 0
+    monkeypatch.setattr("enorm_fx.symmetry.labels._slice_hashes", colliding)
+    assert free() == 0

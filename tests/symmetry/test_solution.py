@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import pytest
@@ -154,6 +155,35 @@ def test_scales_of_one_group_follow_each_other() -> None:
     )
     assert basis.groups == (2, 2)
     assert basis.index[[1, 4, 2, 5]].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_group_is_what_moves_the_same_parameters_alike(seed: int) -> None:
+    """Against a plain table: which parameters each variable moves, with what, along which axes."""
+    random = torch.Generator().manual_seed(seed)
+
+    def drawn(axis: int) -> Tensor:
+        return along(axis, *torch.randint(-1, 9, (4,), generator=random).tolist())
+
+    parameters = {
+        name: tuple(ScaleTerm(c, drawn(axis)) for c, axis in ((1.0, 0), (-1.0, 1), (1.0, 0)))
+        for name in "abc"
+    }
+    basis = build_basis(9, parameters)
+    alike: dict[int, list[tuple[str, float, int, int]]] = {v: [] for v in range(9)}
+    for name, terms in parameters.items():
+        for coefficient, axis in ((1.0, 0), (-1.0, 1)):
+            shape = (4, 1) if axis == 0 else (1, 4)
+            same = [
+                t.index for t in terms if (t.coefficient, t.index.shape) == (coefficient, shape)
+            ]
+            for v in range(9):
+                times = sum(bool((i == v).any()) for i in same)
+                alike[v].append((name, coefficient, axis, times))
+    scales = sorted((v for v in range(9) if basis.index[v] >= 0), key=lambda v: basis.index[v])
+    kinds = [tuple(alike[v]) for v in scales]
+    assert list(basis.groups) == [len(list(same)) for _, same in itertools.groupby(kinds)]
+    assert len(set(kinds)) == len(basis.groups)
 
 
 weight = st.tuples(
