@@ -328,4 +328,4 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     )
     done = _python("-c", code, f"{tmp_path / 'net.py'}:Net")
     assert done.returncode == 1
-    assert done.stderr.splitlines() == ["importing the net", "running the net"]
+    assert set(done.stderr.splitlines()) == {"importing the net", "running the net"}
