@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from enorm_fx.nested import replaced, tensors_anywhere
+from enorm_fx.nested import replaced
 from enorm_fx.symmetry.solution import connected
 from enorm_fx.tracing.inputs import Call, as_call
+from enorm_fx.tracing.outputs import outputs_of
 from enorm_fx.verifying import double_copy
 
 
@@ -152,7 +153,8 @@ def _sensitivity(model: nn.Module, call: Call, random: torch.Generator) -> dict[
     args, kwargs = replaced(Tensor, call, draw)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        outputs = [y for y in tensors_anywhere(model(*args, **kwargs)) if y.requires_grad]
+        result = model(*args, **kwargs)
+        outputs = [y for y in outputs_of(result, (args, kwargs)) if y.requires_grad]
         total = torch.stack([(y * draw(y)).sum() for y in outputs]).sum()
         names, parameters = zip(*model.named_parameters(), strict=True)
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)

@@ -8,7 +8,7 @@ and gives may be anything; `tensors_anywhere` looks into objects too.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -55,26 +55,26 @@ def _like(value: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
     return type(value)(*items) if named else tuple(items)
 
 
-def tensors_anywhere(value: Any, depth: int = 0) -> Iterator[Tensor]:
+def tensors_anywhere(value: Any, depth: int = 0, skip: Collection[int] = ()) -> Iterator[Tensor]:
     """Every tensor in nested tuples, lists, sets, mappings, dataclasses and plain objects.
 
     Objects are searched too: a model may return its own class, and a tensor that leaves it
-    unseen would be rescaled silently.
+    unseen would be rescaled silently. skip: identities of objects that are not looked into.
     """
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, _PLAIN) or depth > _DEEPEST:
+    elif isinstance(value, _PLAIN) or depth > _DEEPEST or id(value) in skip:
         return
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from tensors_anywhere(item, depth + 1)
+            yield from tensors_anywhere(item, depth + 1, skip)
     elif isinstance(value, (tuple, list, set, frozenset)):
         for item in value:
-            yield from tensors_anywhere(item, depth + 1)
+            yield from tensors_anywhere(item, depth + 1, skip)
     elif isinstance(value, slice):
-        yield from tensors_anywhere((value.start, value.stop, value.step), depth + 1)
+        yield from tensors_anywhere((value.start, value.stop, value.step), depth + 1, skip)
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
-            yield from tensors_anywhere(getattr(value, field.name, None), depth + 1)
+            yield from tensors_anywhere(getattr(value, field.name, None), depth + 1, skip)
     elif type(value).__module__.partition(".")[0] not in ("builtins", "torch", "functools"):
-        yield from tensors_anywhere(getattr(value, "__dict__", None), depth + 1)
+        yield from tensors_anywhere(getattr(value, "__dict__", None), depth + 1, skip)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from enorm_fx.errors import ArgumentError
 from enorm_fx.model_plan import Plan
-from enorm_fx.nested import replaced, tensors_anywhere
+from enorm_fx.nested import replaced
 from enorm_fx.tracing.inputs import Call, as_call
+from enorm_fx.tracing.outputs import outputs_of
 from enorm_fx.tracing.undisturbed import FOREIGN
 
 _SPREAD = 0.3  # standard deviation of the random log scales
@@ -122,7 +123,7 @@ def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
             raise ArgumentError(
                 f"the float64 copy of the model raised {type(error).__name__}: {error}"
             ) from error
-        return [t for t in tensors_anywhere(outputs) if t.is_floating_point()]
+        return [t for t in outputs_of(outputs, (args, kwargs)) if t.is_floating_point()]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ a branch on an activation's value cannot be taken: it raises.
 from __future__ import annotations
 
 import functools
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,14 +67,20 @@ class Fakes:
                         tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
                     )
             else:
-                fake = self.mode.from_tensor(tensor, static_shapes=True)
-                fake.requires_grad_(False)
+                fake = self._without_gradient(tensor)
         if self.parameters.name(tensor) is None and not isinstance(tensor, FakeTensor):
             self.parameters.meet(tensor)
         self._of[id(tensor)] = fake
         self._real[id(fake)] = tensor  # both are kept alive, so no identity is used twice
         self._of[id(fake)] = fake
         return fake
+
+    def _without_gradient(self, tensor: Tensor) -> Tensor:
+        if tensor.is_leaf:
+            return self.mode.from_tensor(tensor, static_shapes=True).requires_grad_(False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The .grad attribute", UserWarning)  # torch asks
+            return self.mode.from_tensor(tensor, static_shapes=True).detach()
 
     def real(self, fake: Tensor) -> Tensor | None:
         """The tensor of the model's that a fake one stands for; None for a result of a call."""

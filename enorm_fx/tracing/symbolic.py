@@ -17,6 +17,7 @@ from enorm_fx.tracing.differences import Difference, first_difference, other_out
 from enorm_fx.tracing.inputs import Call, shapes_of
 from enorm_fx.tracing.modes import ALL
 from enorm_fx.tracing.normalize import normalize
+from enorm_fx.tracing.outputs import CACHE_NOTE, outputs_of, own_caches
 from enorm_fx.tracing.recorder import Recorder
 from enorm_fx.tracing.replay import DifferentCall, EndOfRecording, Replay
 from enorm_fx.tracing.run import READ_INSIDE, Run
@@ -70,10 +71,19 @@ class Recording:
 
     def _run(self, run: Run) -> _Leaving:
         """The tensors that leave the model, and how."""
+        self._snapshot.restore_inputs()
         with quiet(self._model), run.active():
             args, kwargs = replaced(Tensor, self._inputs, lambda t: t)  # containers of its own
             result = self._model(*args, **kwargs)
-        left = [(t, "output of the model") for t in tensors_anywhere(result)]
+        given = {id(t) for t in tensors_anywhere(self._inputs)}
+        if own_caches(result, (args, kwargs)):
+            self._notes = (CACHE_NOTE,)
+        left = [(t, "output of the model") for t in outputs_of(result, (args, kwargs))]
+        left += [
+            (t, "kept in an input of the model")
+            for t in tensors_anywhere((args, kwargs))
+            if id(t) not in given
+        ]
         left += [(t, f"kept by the model as {name}") for t, name in self._snapshot.new_tensors()]
         left += [(t, READ_INSIDE) for t in run.read_inside]
         return [(run.fakes.of(tensor), how) for tensor, how in left]

@@ -29,33 +29,49 @@ _NUMBERS = (bool, int, float, complex, str, bytes)
 _CONTAINERS = (dict, list, set, OrderedDict)
 
 
+class _Contents:
+    """What containers, and containers and plain objects in them, hold now."""
+
+    def __init__(self, depth: int) -> None:
+        self.saved: list[tuple[Any, Any]] = []
+        self._depth = depth
+        self._seen: set[int] = set()
+
+    def save(self, value: Any, depth: int = 0) -> None:
+        """Note what a value holds."""
+        kind = type(value)
+        if kind in _CONTAINERS:
+            if depth < self._depth and id(value) not in self._seen:
+                self._seen.add(id(value))
+                self.saved.append((value, value.copy()))
+                for item in value.values() if isinstance(value, dict) else value:
+                    self.save(item, depth + 1)
+        elif kind is tuple:
+            for item in value:
+                self.save(item, depth)
+        elif depth < self._depth and _is_plain_object(value):
+            self.save(value.__dict__, depth + 1)
+
+    def restore(self) -> None:
+        """Put it back where it changed."""
+        for container, copy in self.saved:
+            if _differs(container, copy):
+                container.clear()
+                container.extend(copy) if isinstance(container, list) else container.update(copy)
+
+
 class Snapshot:
     """What the modules of a model, and its inputs, hold: to see what a run changed and undo it."""
 
     def __init__(self, model: nn.Module, inputs: Any = None) -> None:
         self._saved: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
-        self._contents: list[tuple[Any, Any]] = []
-        self._seen: set[int] = set()
+        self._contents = _Contents(_NESTED)
+        self._inputs = _Contents(_NESTED_IN_INPUTS)
         for path, module in model.named_modules():
             self._saved.append((path, module.__dict__, dict(module.__dict__)))
             for value in module.__dict__.values():
-                self._save(value)
-        self._save([inputs])
-
-    def _save(self, value: Any, depth: int = 0) -> None:
-        """Note what containers, and containers in them, hold now."""
-        kind = type(value)
-        if kind in _CONTAINERS:
-            if depth < _NESTED and id(value) not in self._seen:
-                self._seen.add(id(value))
-                self._contents.append((value, value.copy()))
-                for item in value.values() if isinstance(value, dict) else value:
-                    self._save(item, depth + 1)
-        elif kind is tuple:
-            for item in value:
-                self._save(item, depth)
-        elif depth < _NESTED and _is_plain_object(value):
-            self._save(value.__dict__, depth + 1)
+                self._contents.save(value)
+        self._inputs.save([inputs])
 
     def new_tensors(self) -> Iterator[tuple[Tensor, str]]:
         """Fake tensors that the model keeps after a run, with the attribute that holds them."""
@@ -78,7 +94,7 @@ class Snapshot:
                 before = saved.get(name, _MISSING)
                 if value is not before and isinstance(value, _NUMBERS) and value != before:
                     found.append((f"{path}.{name}".lstrip("."), value))
-        for container, copy in self._contents:
+        for container, copy in self._contents.saved:
             if _differs(container, copy):
                 items = container.values() if isinstance(container, dict) else container
                 plain = [item for item in items if isinstance(item, _NUMBERS)]
@@ -94,13 +110,16 @@ class Snapshot:
             if _differs(current, saved):
                 current.clear()
                 current.update(saved)
-        for container, copy in self._contents:
-            if _differs(container, copy):
-                container.clear()
-                container.extend(copy) if isinstance(container, list) else container.update(copy)
+        self._contents.restore()
+        self._inputs.restore()
+
+    def restore_inputs(self) -> None:
+        """Put the inputs back: each call of a model gets the same."""
+        self._inputs.restore()
 
 
 _NESTED = 4  # how deep containers in attributes of modules are looked into
+_NESTED_IN_INPUTS = 8  # a cache among the inputs has several levels of its own
 _MISSING = object()
 
 

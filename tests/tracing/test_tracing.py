@@ -396,3 +396,18 @@ def test_scripted_parts_are_refused_or_right() -> None:
     except TraceError:
         found = 0
     assert found == 0
+
+
+def test_a_result_of_an_earlier_computation_that_a_model_holds_is_a_constant() -> None:
+    model = two_layers(lambda m, x: m.b(m.a(x).relu() * m.held))
+    model.held = (torch.ones(4, requires_grad=True) * 2).exp()  # type: ignore[assignment]
+    assert sound_without_copy(model) == 4
+
+
+def sound_without_copy(model: nn.Module) -> int:
+    """The number of scales; such a model cannot be copied."""
+    plan = analyze(model, ROWS)
+    before = model(ROWS)
+    plan.rescale_(0.3 * torch.ones(plan.num_scales, dtype=torch.float64))
+    torch.testing.assert_close(model(ROWS), before)
+    return plan.num_scales
