@@ -47,12 +47,23 @@ def _why_not_plain(tensor: Tensor) -> str:
             f"storage holds {held:,}: it was freed, resized or moved elsewhere. Bring the values "
             "back first"
         )
-    if any(s == 0 and n > 1 for n, s in zip(tensor.shape, tensor.stride(), strict=True)):
+    if _shares_places(tensor):
         return (
             f"of shape {tuple(tensor.shape)} is expanded: several of its entries share one place "
             "in memory, so they cannot be rescaled apart. Make it contiguous first"
         )
     return ""
+
+
+def _shares_places(tensor: Tensor) -> bool:
+    """Whether entries share memory: an axis does not step over what the finer ones reach."""
+    reach = 0
+    axes = zip(tensor.stride(), tensor.shape, strict=True)
+    for stride, size in sorted((s, n) for s, n in axes if n > 1):
+        if stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
 
 
 def _is_wrapped(tensor: Tensor) -> bool:

@@ -113,13 +113,19 @@ def _spec_of(node: fx.Node) -> Any:
     return node.meta["spec"] if "spec" in node.meta else spec(node.meta["value"])
 
 
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a tensor is what the inside of a torch.func transform (vmap, grad, ...) sees."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
 def spec(value: Any) -> Any:
     """Spec of a tensor, nested tuples of them for several."""
     if isinstance(value, Tensor):
         if any(isinstance(n, torch.SymInt) for n in value.shape):
             raise TraceError("the shape of a result depends on the values of a tensor")
         with torch._C.DisableTorchFunction():  # no call of the model's
-            memory = value.untyped_storage()._cdata if value.layout is torch.strided else 0
+            has_storage = value.layout is torch.strided and not is_transformed(value)
+            memory = value.untyped_storage()._cdata if has_storage else 0
         return Spec(tuple(int(n) for n in value.shape), value.dtype, memory)
     if isinstance(value, (tuple, list)):
         return tuple(spec(item) for item in value)

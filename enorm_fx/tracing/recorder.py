@@ -22,7 +22,7 @@ from enorm_fx.errors import DataDependentError, TraceError
 from enorm_fx.nested import instances, replaced, tensors_anywhere
 from enorm_fx.tracing.normalize import PIECE, map_nodes, repeatable, spec
 from enorm_fx.tracing.op_keys import METADATA, op_key
-from enorm_fx.tracing.run import Fakes, Run
+from enorm_fx.tracing.run import Fakes, Run, refuse_transformed
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, memories, user_frame
 
 
@@ -99,6 +99,7 @@ class Recorder(Run):
         taken, named = replaced(Tensor, (args, kwargs), self.node_of)
         node = self.graph.create_node("call_function", function, taken, named, key)
         for tensor in tensors_anywhere(out):
+            refuse_transformed(tensor)
             if any(isinstance(n, torch.SymInt) for n in tensor.shape):
                 error = DynamicOutputShapeException(function)
                 raise self._depends_on_data(function, args, kwargs, error)

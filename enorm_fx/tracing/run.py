@@ -11,7 +11,7 @@ import functools
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,8 +23,9 @@ from torch.utils.hooks import RemovableHandle
 from enorm_fx.errors import TraceError
 from enorm_fx.nested import replaced, tensors_anywhere
 from enorm_fx.tracing.modes import Questions
+from enorm_fx.tracing.normalize import is_transformed
 from enorm_fx.tracing.parameters import Parameters
-from enorm_fx.tracing.this_thread import watched_by
+from enorm_fx.tracing.this_thread import uncompiled, watched_by
 from enorm_fx.tracing.trace import torch_is_called_by_users, user_frame
 
 READ_INSIDE = "it is read inside a call that is not traced"
@@ -55,11 +56,7 @@ class Fakes:
         return self._adopt(tensor) if fake is None else fake
 
     def _adopt(self, tensor: Tensor) -> Tensor:
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            raise TraceError(
-                f"at {user_frame() or 'an unknown line'}: torch.func transforms (vmap, grad, ...) "
-                "inside a model cannot be traced. Write that part with batched ops"
-            )
+        refuse_transformed(tensor)
         with torch._C.DisableTorchFunction():  # what this asks of the tensor is no call
             if isinstance(tensor, FakeTensor):  # that an earlier run left in the model
                 with self.mode:
@@ -104,6 +101,15 @@ class Fakes:
         self._real.clear()
 
 
+def refuse_transformed(tensor: Tensor) -> None:
+    """Raises TraceError for a tensor that the inside of a torch.func transform sees."""
+    if is_transformed(tensor):
+        raise TraceError(
+            f"at {user_frame() or 'an unknown line'}: torch.func transforms (vmap, grad, ...) "
+            "inside a model cannot be traced. Write that part with batched ops"
+        )
+
+
 class Run(TorchFunctionMode):
     """Sees every call that torch makes through its function protocol, on fake tensors.
 
@@ -141,18 +147,20 @@ class Run(TorchFunctionMode):
     @contextmanager
     def active(self) -> Iterator[None]:
         """See the calls of this thread in this block."""
-        forwards = [(m, m.forward) for m in self.model.modules() if type(m) in self.opaque]
-        own = [module for module, _ in forwards if "forward" in module.__dict__]
-        for module, forward in forwards:
-            module.forward = functools.partial(self._run_module, module, forward)
+        unseen = [m for m in self.model.modules() if type(m) in self.opaque]
+        unseen += _outermost_scripts(self.model)
+        own = [module.__dict__.get("forward") for module in unseen]
+        for module in unseen:
+            run = functools.partial(self._run_module, module, module.forward)
+            module.__dict__["forward"] = run
         try:
-            with self.fakes.mode, self, watched_by(self), self.questions:
+            with uncompiled(self.model), self.fakes.mode, self, watched_by(self), self.questions:
                 yield
         finally:
-            for module, forward in forwards:
-                del module.forward
-                if module in own:
-                    module.forward = forward
+            for module, forward in zip(unseen, own, strict=True):
+                del module.__dict__["forward"]
+                if forward is not None:
+                    module.__dict__["forward"] = forward
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -209,7 +217,10 @@ class Run(TorchFunctionMode):
         """An opaque module is one call on its inputs and its parameters."""
         args, kwargs = self.fakes.of((args, kwargs))
         own = {name: self.fakes.of(p) for name, p in module.named_parameters()}
-        with self._looking_away((args, kwargs, own, list(module.parameters()))):
+        # TorchScript does not run where torch's functions are looked at.
+        hidden = isinstance(module, torch.jit.ScriptModule)
+        unlooked = torch._C.DisableTorchFunction() if hidden else nullcontext()
+        with self._looking_away((args, kwargs, own, list(module.parameters()))), unlooked:
             out = forward(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             return self.unseen(module, args, {**kwargs, **own}, out)
@@ -220,7 +231,8 @@ class Run(TorchFunctionMode):
         before = self._given
         self._given = {id(t) for t in tensors_anywhere(given)}
         try:
-            yield
+            with torch.inference_mode(False), torch.no_grad():  # no matter what is being tried
+                yield
         finally:
             self._given = before
 
@@ -233,6 +245,13 @@ class Run(TorchFunctionMode):
                     self.fakes.parameters.tied.setdefault(name, READ_INSIDE)
                 else:
                     self.read_inside.append(tensor)
+
+
+def _outermost_scripts(model: nn.Module) -> list[nn.Module]:
+    """TorchScript's modules, whose calls do not show, without those inside of others."""
+    if isinstance(model, torch.jit.ScriptModule):
+        return [model]
+    return [script for child in model.children() for script in _outermost_scripts(child)]
 
 
 _REQUIRES = Tensor.requires_grad.__get__  # type: ignore[attr-defined]

@@ -181,9 +181,15 @@ def _errors_of(recorder: Recorder, call: Call) -> Iterator[None]:
         ) from error
     except FOREIGN as error:
         raise TraceError(
-            f"{recorder.where()}: the model raised {type(error).__name__}: {error} for inputs "
-            f"{shapes_of(call)}. Pass example_inputs that the model accepts"
+            f"{recorder.where()}: the model raised {type(error).__name__}: {_in_a_line(error)} for "
+            f"inputs {shapes_of(call)}. Pass example_inputs that the model accepts"
         ) from error
+
+
+def _in_a_line(error: Exception) -> str:
+    """The first line of a message; of TorchScript's, which begins with a traceback, the last."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    return lines[-1 if "TorchScript" in lines[0] else 0].strip()
 
 
 def _fake_inputs(recorder: Recorder, call: Call) -> Call:

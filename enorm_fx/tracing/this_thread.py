@@ -7,14 +7,40 @@ thread, one that trains meanwhile, runs as ever.
 
 from __future__ import annotations
 
+import sys
 import threading
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """What torch.compile has compiled runs as it was written in this block, in this thread."""
+    frames: Any = sys.modules.get("torch._dynamo.eval_frame")
+    if frames is None:  # nothing was compiled
+        yield
+    elif not any(isinstance(module, frames.OptimizedModule) for module in model.modules()):
+        with _eager(frames):
+            yield
+    else:
+        with _eager(frames), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using `torch.compile\\(module\\)` when there are")
+            yield
+
+
+def _eager(frames: Any) -> AbstractContextManager[Any]:
+    """Older versions of torch know no way to say so for one thread: it holds in every thread."""
+    if hasattr(frames, "_use_eager_on_nested_compile"):
+        eager: AbstractContextManager[Any] = frames._use_eager_on_nested_compile()
+        return eager
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 class Watcher(Protocol):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from enorm_fx import nested
 from enorm_fx.nested import instances, replaced
 
 INPUT, PARAMETER, CONSTANT, OUTPUT = "input", "parameter", "constant", "output"
@@ -155,8 +156,8 @@ def _small(out: Any) -> bool:
     return bool(specs) and all(size <= MAX_CONSTANT for size in sizes)
 
 
-_TRACING = str(Path(__file__).parent) + "/"
-_INTERNAL = (str(Path(torch.__file__).parent) + "/", _TRACING)
+_OURS = (str(Path(__file__).parent) + "/", nested.__file__)
+_INTERNAL = (str(Path(torch.__file__).parent) + "/", *_OURS)
 
 
 def is_internal(file: str) -> bool:
@@ -177,6 +178,6 @@ def user_frame(depth: int = 1) -> str:
 def torch_is_called_by_users() -> bool:
     """Whether the call of torch's that is being looked at was made by code that is not torch's."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_TRACING):
+    while frame is not None and frame.f_code.co_filename.startswith(_OURS):
         frame = frame.f_back
     return frame is not None and not is_internal(frame.f_code.co_filename)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import enorm_fx
 from enorm_fx.errors import PlanError
 from enorm_fx.step.memory import check_plain
 from tests.support.dangerous import CASES, Wrapper, ways
@@ -71,9 +72,28 @@ def test_plain_tensors_pass(tensor: torch.Tensor) -> None:
 
 @pytest.mark.parametrize(
     "tensor",
-    [Wrapper(torch.zeros(2)), torch.zeros(2).to_sparse(), torch.zeros(1).expand(3)],
-    ids=["wrapper", "sparse", "expanded"],
+    [
+        Wrapper(torch.zeros(2)),
+        torch.zeros(2).to_sparse(),
+        torch.zeros(1).expand(3),
+        torch.zeros(8).as_strided((4, 3), (1, 1)),
+        torch.zeros(9).unfold(0, 3, 2),
+    ],
+    ids=["wrapper", "sparse", "expanded", "overlapping", "windows"],
 )
 def test_others_do_not(tensor: torch.Tensor) -> None:
     with pytest.raises(PlanError, match=r"^it .*nothing was written"):
         check_plain(tensor, "it")
+
+
+@pytest.mark.parametrize("shared", ["expanded", "overlapping"])
+def test_nothing_is_written_where_entries_share_memory(shared: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    memory = torch.randn(8)
+    weight = memory[:3].expand(4, 3) if shared == "expanded" else memory.as_strided((4, 3), (1, 1))
+    model[0].weight = nn.Parameter(weight)
+    plan = enorm_fx.analyze(model, torch.randn(5, 3))
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(PlanError, match=r"'0\.weight'.*share one place.*nothing was written"):
+        plan.rescale_(torch.ones(plan.num_scales))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))

@@ -378,26 +378,6 @@ def test_a_function_of_the_user_s_that_is_called_relu_is_not_torch_s() -> None:
     assert op_key(relu)[0] != "relu"
 
 
-def test_scripted_parts_are_refused_or_right() -> None:
-    class Scripted(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = L(3, 4), L(4, 2)
-            self.middle = torch.jit.trace(nn.Tanh(), torch.randn(5, 4))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.b(self.middle(self.a(x)))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated, and still in use
-        model = Scripted()
-    try:
-        found = analyze(model, torch.randn(5, 3)).num_scales
-    except TraceError:
-        found = 0
-    assert found == 0
-
-
 def test_a_result_of_an_earlier_computation_that_a_model_holds_is_a_constant() -> None:
     model = two_layers(lambda m, x: m.b(m.a(x).relu() * m.held))
     model.held = (torch.ones(4, requires_grad=True) * 2).exp()  # type: ignore[assignment]
