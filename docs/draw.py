@@ -15,10 +15,8 @@ LINE, TEXT, QUIET = "#4d5560", "#1c2128", "#57606a"
 COLOURS = {
     **dict.fromkeys(("tracing", "symmetry", "rules", "plan"), ANALYSIS),
     **dict.fromkeys(("report", "step", "checkpoints", "optim"), USE),
-    **dict.fromkeys(
-        ("model_plan", "analysis", "balancing", "counting", "enorm", "smoothing"), VERBS
-    ),
-    **dict.fromkeys(("verifying", "__init__"), VERBS),
+    **dict.fromkeys(("model_plan", "analysis", "balancing", "canonical", "counting"), VERBS),
+    **dict.fromkeys(("enorm", "smoothing", "verifying", "__init__"), VERBS),
     **dict.fromkeys(("integrations", "demo", "cli", "__main__"), SHELL),
 }
 

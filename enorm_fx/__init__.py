@@ -11,6 +11,7 @@ from enorm_fx.errors import EnormError
 if TYPE_CHECKING:
     from enorm_fx.analysis import analyze
     from enorm_fx.balancing import Report, balance
+    from enorm_fx.canonical import canonicalize_
     from enorm_fx.counting import count_symmetries
     from enorm_fx.enorm import ENorm
     from enorm_fx.model_plan import Plan
@@ -25,6 +26,7 @@ _HOME = {
     "Verification": "verifying",
     "analyze": "analysis",
     "balance": "balancing",
+    "canonicalize_": "canonical",
     "count_symmetries": "counting",
     "verify": "verifying",
 }
@@ -38,6 +40,7 @@ __all__ = [
     "__version__",
     "analyze",
     "balance",
+    "canonicalize_",
     "count_symmetries",
     "verify",
 ]

@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("optim",),
     ("model_plan",),
     ("analysis",),
-    ("balancing", "counting", "enorm", "smoothing", "verifying"),
+    ("balancing", "canonical", "counting", "enorm", "smoothing", "verifying"),
     ("__init__",),  # the names that users import
     ("integrations",),
     ("demo",),
