@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from enorm_fx.plan.blocked import blocked_sides
 from enorm_fx.plan.data import PlanData
 from enorm_fx.plan.graph import dataflow, depths, ops_between
+from enorm_fx.plan.orientation import oriented
 from enorm_fx.plan.records import Group, ScaledParameter
 from enorm_fx.rules import Labels
 from enorm_fx.symmetry.basis import Basis, build_basis
@@ -32,6 +33,7 @@ def describe(
     biases: str,
 ) -> PlanData:
     """Say in a plan what the solution of a model's equations means."""
+    solution = oriented(solution, labels, traced)
     weights = _weights(traced, labels.parameters, batchnorm)
     free = {name: solution.terms(label.terms) for name, label in labels.parameters.items()}
     basis = build_basis(labels.system.size, free, _read_now(traced))
