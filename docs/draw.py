@@ -14,7 +14,7 @@ ANALYSIS, USE, VERBS, SHELL, PLAIN = "#d6e8f5", "#fbe3c0", "#d5efe3", "#f3dcea",
 LINE, TEXT, QUIET = "#4d5560", "#1c2128", "#57606a"
 COLOURS = {
     **dict.fromkeys(("tracing", "symmetry", "rules", "plan"), ANALYSIS),
-    **dict.fromkeys(("report", "step", "checkpoints", "optim"), USE),
+    **dict.fromkeys(("report", "step", "checkpoints", "calibration", "optim"), USE),
     **dict.fromkeys(("model_plan", "analysis", "balancing", "canonical", "counting"), VERBS),
     **dict.fromkeys(("enorm", "smoothing", "verifying", "__init__"), VERBS),
     **dict.fromkeys(("integrations", "demo", "cli", "__main__"), SHELL),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from enorm_fx.counting import count_symmetries
     from enorm_fx.enorm import ENorm
     from enorm_fx.model_plan import Plan
+    from enorm_fx.smoothing import Smoothing, smooth
     from enorm_fx.verifying import Verification, verify
 
 # Loaded when first used: torch takes longer to import than `enorm-fx --help` may take. No module
@@ -23,11 +24,13 @@ _HOME = {
     "ENorm": "enorm",
     "Plan": "model_plan",
     "Report": "balancing",
+    "Smoothing": "smoothing",
     "Verification": "verifying",
     "analyze": "analysis",
     "balance": "balancing",
     "canonicalize_": "canonical",
     "count_symmetries": "counting",
+    "smooth": "smoothing",
     "verify": "verifying",
 }
 
@@ -36,12 +39,14 @@ __all__ = [
     "EnormError",
     "Plan",
     "Report",
+    "Smoothing",
     "Verification",
     "__version__",
     "analyze",
     "balance",
     "canonicalize_",
     "count_symmetries",
+    "smooth",
     "verify",
 ]
 

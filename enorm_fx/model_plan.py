@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from enorm_fx.plan.data import PlanData
+from enorm_fx.plan.smoothing_pairs import SmoothingPair, smoothing_pairs
 from enorm_fx.report.contents import to_dict
 from enorm_fx.report.summary import summary
 from enorm_fx.step.apply import rescale_
@@ -38,6 +39,23 @@ class Plan(PlanData):
         not finite, NonFiniteError, OptimizerStateError, PlanError; nothing is written then.
         """
         rescale_(self, log_scales, optimizer)
+
+    def smoothing_pairs(self, method: str = "awq") -> tuple[SmoothingPair, ...]:
+        """The groups as pairs of modules, for implementations of SmoothQuant and AWQ.
+
+        Each pair has the path of the module whose outputs are to be divided by scales
+        (`smooth_layer`) and those of all linear layers that read them (`balance_layers`). Groups
+        that are more than that are left out: several producers, convolutions, grouped queries,
+        where one value channel goes with several columns. `smooth` takes them all.
+
+        method: "awq": every such pair; where a packed projection makes other things too (q, k and
+            v), the last of its outputs are meant, as AWQ implementations have it.
+            "smoothquant": only pairs in which the layers read what the module gives unchanged,
+            which is where implementations of SmoothQuant measure it.
+
+        Raises ArgumentError for another method, or if the plan is not exact.
+        """
+        return smoothing_pairs(self, method)
 
     def to_dict(self, *, all_pairs: bool = False) -> dict[str, Any]:
         """Everything that was found, tensors aside, in JSON types.

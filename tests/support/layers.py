@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("step",),
     ("checkpoints",),
+    ("calibration",),
     ("optim",),
     ("model_plan",),
     ("analysis",),

@@ -1,0 +1,1 @@
+"""Run a model on calibration data and look at what its weights read."""
