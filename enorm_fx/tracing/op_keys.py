@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -74,7 +75,9 @@ _INPLACE_OPERATORS = frozenset(
 )
 
 
+@functools.cache
 def _table() -> dict[Any, tuple[str, bool]]:
+    """What each of torch's functions is. Made when first asked for; no thread sees a part of it."""
     table: dict[Any, tuple[str, bool]] = {}
     for space in _NAMESPACES:
         for name in dir(space):
@@ -87,16 +90,11 @@ def _table() -> dict[Any, tuple[str, bool]]:
     return table
 
 
-_TABLE: dict[Any, tuple[str, bool]] = {}
-
-
 def op_key(function: Any) -> tuple[str, bool]:
     """The neutral key of a function that a trace met, and whether it works in place.
 
     A function that is not torch's own keeps its qualified name, which no rule knows.
     """
-    if not _TABLE:
-        _TABLE.update(_table())
     if isinstance(function, torch.nn.Module):  # called as one op, by a rule of the user's
         return module_key(type(function)), False
     if isinstance(function, torch._ops.OpOverload):
@@ -106,7 +104,7 @@ def op_key(function: Any) -> tuple[str, bool]:
     if getattr(function, "__name__", "") == "__get__" and owner is not None:
         return str(owner.__name__), False
     try:
-        return _TABLE[function]
+        return _table()[function]
     except (KeyError, TypeError):
         name = getattr(function, "__qualname__", "") or getattr(function, "__name__", "")
         return f"{getattr(function, '__module__', '')}.{name or repr(function)}".lstrip("."), False

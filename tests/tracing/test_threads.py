@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 import enorm_fx
+from enorm_fx.tracing import op_keys
 from tests.support.tracing_kit import ROWS, L
 from tests.support.zoo_small import Net
 
@@ -110,3 +111,20 @@ def test_two_threads_trace_at_once(inner_first: bool) -> None:
     assert torch.autograd.Function.__dict__["apply"] is original
     assert not nn.modules.module._global_forward_hooks
     assert not nn.modules.module._global_forward_pre_hooks
+
+
+def test_op_keys_are_whole_in_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread stops in the middle of making the table; another asks meanwhile."""
+    op_keys._table.cache_clear()
+    original, answers = op_keys._neutral, []
+
+    def slowly(name: str) -> tuple[str, bool]:
+        if not answers and name == "relu" and threading.current_thread().name != "other":
+            answers.append(None)
+            raised = in_another_thread(lambda: answers.append(op_keys.op_key(torch.tanh)))
+            assert raised == []
+        return original(name)
+
+    monkeypatch.setattr(op_keys, "_neutral", slowly)
+    assert op_keys.op_key(torch.relu) == ("relu", False)
+    assert answers == [None, ("tanh", False)]
