@@ -40,7 +40,7 @@ def trace(
         front_ends: dict[str, FrontEnd] = {"symbolic": symbolic, "export": _export}
         if opaque or tracer != "auto":
             front_ends = {tracer: front_ends[tracer]} if not opaque else {"symbolic": symbolic}
-        record = _Chosen(model, snapshot, [*front_ends.values()], partial(symbolic, cut=True))
+        record = _Chosen(model, snapshot, [*front_ends.values()], symbolic)
         if example_inputs is not None:
             record.call = as_call(example_inputs)
         return trace_in_every_mode(model, snapshot, record)
@@ -59,16 +59,25 @@ class _Chosen:
     """
 
     def __init__(
-        self, model: nn.Module, snapshot: Snapshot, front_ends: list[FrontEnd], cutting: FrontEnd
+        self,
+        model: nn.Module,
+        snapshot: Snapshot,
+        front_ends: list[FrontEnd],
+        symbolic: Callable[..., AnyRecording],
     ) -> None:
         self.call: Call | None = None
         self._model = model
         self._snapshot = snapshot
         self._front_ends = front_ends
-        self._cutting = cutting
+        self._symbolic = symbolic
 
-    def __call__(self) -> AnyRecording:
-        """Raises TraceError with every reason."""
+    def __call__(self, answers: tuple[bool, ...] = ()) -> AnyRecording:
+        """Raises TraceError with every reason.
+
+        answers: to what the model asks about its inputs; only one front end can give them.
+        """
+        if self.call is not None and answers:
+            return self._symbolic(self._model, self.call, answers=answers)
         if self.call is not None:
             return self._first_success(self._front_ends, self.call)
         tried: list[str] = []
@@ -100,7 +109,7 @@ class _Chosen:
                 errors.append(error)
                 self._snapshot.restore()
         if any(isinstance(error, DataDependentError) for error in errors):
-            return self._cutting(self._model, call)
+            return self._symbolic(self._model, call, cut=True)
         if len(errors) == 1:
             raise errors[0]
         raise TraceError("; ".join(str(error) for error in errors)) from errors[0]

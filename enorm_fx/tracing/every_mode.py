@@ -8,7 +8,8 @@ call by call, with what was recorded. Only where they differ is the model traced
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from enorm_fx.errors import TraceError
 from enorm_fx.tracing.differences import Difference
 from enorm_fx.tracing.joined import joined
 from enorm_fx.tracing.modes import Mode, is_users
+from enorm_fx.tracing.recorder import AskedOfInputs
 from enorm_fx.tracing.trace import Trace
 from enorm_fx.tracing.undisturbed import Snapshot
 
@@ -29,6 +31,10 @@ class AnyRecording(Protocol):
     def modes(self) -> frozenset[str]:
         """The modes, besides training, whose answers make a difference to the front end."""
 
+    @property
+    def asked(self) -> Sequence[AskedOfInputs]:
+        """What the model asked about its inputs, and was answered."""
+
     def again(self, asked: set[str] | None = None) -> Difference | None:
         """Run the model once more: where it does something else. Takes the modes asked for."""
 
@@ -37,20 +43,59 @@ class AnyRecording(Protocol):
 
 
 def trace_in_every_mode(
-    model: nn.Module, snapshot: Snapshot, record: Callable[[], AnyRecording]
+    model: nn.Module, snapshot: Snapshot, record: Callable[..., AnyRecording]
 ) -> Trace:
     """The trace of the mode that the model is in, joined by those of others that differ.
 
+    What the model asks about its inputs (is anything masked?) is answered both ways, too.
+
     snapshot: what the model holds.
-    record: runs the model in the mode that it is in when called. Raises TraceError.
+    record: runs the model in the mode that it is in when called, its first questions about the
+        inputs answered by the `answers`. Raises TraceError.
     """
-    search = _Search(model, snapshot, record)
-    search.trace_as_it_is()
-    if any(is_users(module) for module in model.modules()):
-        search.trace_switched()
+    recordings: list[AnyRecording] = []
+    notes: list[str] = []
+    todo: list[tuple[bool, ...]] = [()]
+    for answers in todo:  # which grows
+        search = _Search(model, snapshot, partial(record, answers=answers))
+        try:
+            search.trace_as_it_is()
+        except TraceError as error:
+            if not answers:
+                raise
+            notes.append(_holds_for(recordings, answers, str(error).partition(". ")[0]))
+            continue
+        if any(is_users(module) for module in model.modules()):
+            search.trace_switched()
+        notes += search.notes
+        for recording, _ in search.recordings:
+            recordings.append(recording)
+            given = tuple(asked.answer for asked in recording.asked)
+            others = [(*given[:i], not given[i]) for i in range(len(answers), len(given))]
+            todo += [other for other in others if other not in todo]
+        if len(todo) > _MOST_ANSWERS:
+            raise TraceError(
+                f"{type(model).__name__} takes more than {_MOST_ANSWERS} ways by what it reads "
+                f"from its inputs, as at {recordings[0].asked[-1].source}. Analyze its parts"
+            )
     snapshot.restore()
-    traces = [recording.trace() for recording, _ in search.recordings]
-    return joined(traces, tuple(search.notes))
+    return joined([recording.trace() for recording in recordings], tuple(notes))
+
+
+_MOST_ANSWERS = 16
+
+
+def _holds_for(recordings: list[AnyRecording], answers: tuple[bool, ...], why: str) -> str:
+    """A note about inputs for which the model cannot be traced."""
+    asked = next(
+        recording.asked[len(answers) - 1]
+        for recording in recordings
+        if [a.answer for a in recording.asked][: len(answers)] == [*answers[:-1], not answers[-1]]
+    )
+    return (
+        f"Holds for inputs of which the answer at {asked.source} is {asked.answer}: for others the "
+        f"model cannot be traced, {why}"
+    )
 
 
 class _Search:

@@ -29,6 +29,7 @@ class ExportRecording:
     """What torch.export made of one call of a model. Raises TraceError."""
 
     modes = frozenset({"grad"})
+    asked = ()
 
     def __init__(self, model: nn.Module, call: Call) -> None:
         self._model = model

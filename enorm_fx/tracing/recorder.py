@@ -37,6 +37,15 @@ class Call:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class AskedOfInputs:
+    """A yes or no that the model reads from its inputs alone, whatever its weights are."""
+
+    question: Any
+    answer: bool
+    source: str
+
+
 class Recorder(Run):
     """Builds a graph of the calls of a run, and keeps them to compare other runs with.
 
@@ -45,16 +54,25 @@ class Recorder(Run):
 
     calls: what was called, in order. A call that ended the run because its result depends on data
         is the last one.
+    asked_of_inputs: what the model asked of its inputs, each question once.
+    answers: what the first of those questions are answered.
     changes_shapes: some call changed the shape of a tensor in place, so results are not what they
         were when they were given.
     """
 
-    def __init__(self, model: nn.Module, opaque: tuple[type[nn.Module], ...] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        opaque: tuple[type[nn.Module], ...] = (),
+        answers: tuple[bool, ...] = (),
+    ) -> None:
         super().__init__(model, opaque, Fakes(model), None)
+        self.asked_of_inputs: list[AskedOfInputs] = []
+        self._answers = answers
         self.graph = fx.Graph()
         self.calls: list[Call] = []
         self.changes_shapes = False
-        self._written: set[int] = set()  # memory that some call wrote into
+        self._written: dict[int, list[fx.Node]] = {}  # memory -> calls that wrote into it
         self._nodes: dict[int, fx.Node] = {}
         self._pieces: dict[int, tuple[fx.Node, tuple[Any, ...]]] = {}
         self._alive: list[Any] = []
@@ -63,7 +81,7 @@ class Recorder(Run):
         """A fake tensor for one of the model's inputs, a placeholder of the graph."""
         fake = self.fakes.mode.from_tensor(tensor.detach())
         node = self.graph.create_node("placeholder", INPUT)
-        node.meta = {"value": fake, "spec": spec(fake), "name": name}
+        node.meta = {"value": fake, "spec": spec(fake), "name": name, "real": tensor}
         self._remember(fake, node)
         return fake
 
@@ -73,6 +91,8 @@ class Recorder(Run):
             out = function(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             out = self._on_constants(function, args, kwargs)
+            if out is NotImplemented:
+                out = self._answer(key, args)
             if out is NotImplemented:
                 raise self._depends_on_data(function, args, kwargs, error) from None
             out = self.fakes.of(out)
@@ -104,7 +124,7 @@ class Recorder(Run):
                 error = DynamicOutputShapeException(function)
                 raise self._depends_on_data(function, args, kwargs, error)
         if inplace:
-            self._note_write(args)
+            self._note_write(args, node)
         source = user_frame()
         module = self.modules[-1] if self.modules else ""
         node.meta = {"value": out, "spec": spec(out), "module": module, "source": source}
@@ -115,10 +135,11 @@ class Recorder(Run):
             self._remember_pieces(out, node, ())
         return out
 
-    def _note_write(self, args: tuple[Any, ...]) -> None:
+    def _note_write(self, args: tuple[Any, ...], call: fx.Node) -> None:
         """A call wrote into its first argument."""
         for tensor in instances(Tensor, args[:1]):
-            self._written.update(memories(spec(tensor)))
+            for memory in memories(spec(tensor)):
+                self._written.setdefault(memory, []).append(call)
             before = self.node_of(tensor).meta["spec"]
             self.changes_shapes |= before is None or before.shape != tuple(tensor.shape)
 
@@ -199,21 +220,78 @@ class Recorder(Run):
             args, kwargs = replaced(Tensor, (args, kwargs), lambda t: values[id(t)])
             return function(*args, **kwargs)
 
-    def _constant(self, node: fx.Node) -> Tensor | None:
-        """The value of a node that depends on constants alone; None for any other."""
-        if not self._written.isdisjoint(memories(node.meta["spec"])):
+    def _constant(self, node: fx.Node, with_inputs: bool = False) -> Tensor | None:
+        """The value of a node that depends on constants alone; None for any other.
+
+        with_inputs: the example inputs count as constants.
+        """
+        if self._was_written(node):
             return None
-        if node.op == "get_attr":
+        if node.op == "get_attr" or (node.op == "placeholder" and with_inputs):
             real: Tensor | None = node.meta["real"]
             return real
         if not callable(node.target) or not repeatable(node.target):
             return None
-        inputs = {n: self._constant(n) for n in node.all_input_nodes}
+        inputs = {n: self._constant(n, with_inputs) for n in node.all_input_nodes}
         if any(value is None for value in inputs.values()):
             return None
         args, kwargs = map_nodes((node.args, node.kwargs), inputs)
         value: Tensor = node.target(*args, **kwargs)
         return value
+
+    def _answer(self, key: str, args: tuple[Any, ...]) -> Any:
+        """A yes or no about the inputs: as it was to be answered, or as the example has it.
+
+        NotImplemented for anything else, and for what depends on a parameter.
+        """
+        tensor = args[0] if args else None
+        if key not in _READS or not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
+            return NotImplemented
+        node = self.node_of(tensor)
+        question = self._question(node)
+        if question is None:
+            return NotImplemented
+        for asked in self.asked_of_inputs:
+            if asked.question == question:
+                return asked.answer
+        if len(self.asked_of_inputs) < len(self._answers):
+            answer = self._answers[len(self.asked_of_inputs)]
+        else:
+            with torch._C.DisableTorchFunction(), unset_fake_temporarily():
+                value = self._constant(node, with_inputs=True)
+                answer = value is not None and not value.is_meta and bool(value)
+        self.asked_of_inputs.append(AskedOfInputs(question, answer, user_frame()))
+        return answer
+
+    def _was_written(self, node: fx.Node) -> bool:
+        return any(memory in self._written for memory in memories(node.meta["spec"]))
+
+    def _question(self, node: fx.Node) -> Any:
+        """What is asked, to recognize it; None where it depends on a parameter.
+
+        The same computation of the same inputs is the same question, unless something was written
+        into what it reads.
+        """
+        seen: set[fx.Node] = set()
+        todo = [node]
+        while todo:
+            part = todo.pop()
+            if part not in seen:
+                if part.target == PARAMETER:
+                    return None
+                seen.add(part)
+                todo += part.all_input_nodes
+                for memory in memories(part.meta["spec"]):
+                    todo += self._written.get(memory, [])
+        return node if any(map(self._was_written, seen)) else self._expression(node)
+
+    def _expression(self, node: fx.Node) -> Any:
+        if node.op != "call_function":
+            return node
+        args, kwargs = map_nodes(
+            (node.args, node.kwargs), {n: self._expression(n) for n in node.all_input_nodes}
+        )
+        return (node.target, repr(args), repr(kwargs))
 
     def _depends_on_data(
         self, function: Any, args: Any, kwargs: Any, error: Exception | None = None
@@ -227,3 +305,6 @@ class Recorder(Run):
             f"{self.where()}: '{op_key(function)[0]}' at {source or 'an unknown line'} {what} the "
             "values of a tensor. Analyze the part of the model before this call"
         )
+
+
+_READS = frozenset({"item", "bool", "is_nonzero"})  # of a single yes or no

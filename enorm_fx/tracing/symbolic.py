@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from enorm_fx.tracing.inputs import Call, shapes_of
 from enorm_fx.tracing.modes import ALL
 from enorm_fx.tracing.normalize import normalize
 from enorm_fx.tracing.outputs import CACHE_NOTE, outputs_of, own_caches
-from enorm_fx.tracing.recorder import Recorder
+from enorm_fx.tracing.recorder import AskedOfInputs, Recorder
 from enorm_fx.tracing.replay import DifferentCall, EndOfRecording, Replay
 from enorm_fx.tracing.run import READ_INSIDE, Run
 from enorm_fx.tracing.trace import Trace
@@ -36,6 +36,8 @@ class Recording:
     opaque:   modules of these very classes are recorded as one call each.
     cut:      where what the model does begins to depend on data, end the run instead of raising
               DataDependentError: whatever may be used from there on keeps its values.
+    answers:  to the first questions that the model asks about its inputs; to others, as the
+              example inputs have it.
 
     Raises TraceError.
     """
@@ -49,12 +51,13 @@ class Recording:
         snapshot: Snapshot,
         opaque: tuple[type[nn.Module], ...] = (),
         cut: bool = False,
+        answers: tuple[bool, ...] = (),
     ) -> None:
         self._model = model
         self._call = call
         self._snapshot = snapshot
         self._opaque = opaque
-        self._recorder = recorder = Recorder(model, opaque)
+        self._recorder = recorder = Recorder(model, opaque, answers)
         self._notes: tuple[str, ...] = ()
         self._end: DataDependentError | None = None
         with _errors_of(recorder, call):
@@ -88,6 +91,11 @@ class Recording:
         left += [(t, READ_INSIDE) for t in run.read_inside]
         return [(run.fakes.of(tensor), how) for tensor, how in left]
 
+    @property
+    def asked(self) -> Sequence[AskedOfInputs]:
+        """What the model asked about its inputs, and was answered."""
+        return self._recorder.asked_of_inputs
+
     def again(self, asked: set[str] | None = None) -> Difference | None:
         """Run the model once more: where it does something else than in the recorded run.
 
@@ -114,7 +122,8 @@ class Recording:
     def _recorded_again(self) -> Difference | None:
         """Results that calls change later cannot be given twice: record anew, compare records."""
         cut = self._end is not None
-        other = Recording(self._model, self._call, self._snapshot, self._opaque, cut)
+        given = tuple(asked.answer for asked in self.asked)
+        other = Recording(self._model, self._call, self._snapshot, self._opaque, cut, given)
         return first_difference(self._without_others(), other._without_others())
 
     def _without_others(self) -> Trace:
