@@ -25,7 +25,7 @@ def leaking(m: Any, x: Tensor, answer: bool) -> tuple[Tensor, Tensor]:
 
 QUESTIONS: dict[str, Callable[[Tensor], bool]] = {
     "item": lambda mask: mask.any().item(),
-    "if": lambda mask: "all" == ("all" if mask.all() else "some"),
+    "if": lambda mask: len([1] if mask.all() else []) == 1,
     "not": lambda mask: not mask.any(),
     "and": lambda mask: bool(mask.any()) and bool(mask.all()),
     "sum": lambda mask: bool((mask.long().sum() > 3).any()),
