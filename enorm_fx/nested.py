@@ -8,10 +8,13 @@ and gives may be anything; `tensors_anywhere` looks into objects too.
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Callable, Collection, Iterator, Mapping
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
 
 from torch import Tensor
+from torch.nn import Module
 
 T = TypeVar("T")
 
@@ -56,7 +59,7 @@ def _like(value: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
 
 
 def tensors_anywhere(value: Any, depth: int = 0, skip: Collection[int] = ()) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists, sets, mappings, dataclasses and plain objects.
+    """Every tensor in nested tuples, lists, sets, mappings, functions, iterators and objects.
 
     Objects are searched too: a model may return its own class, and a tensor that leaves it
     unseen would be rescaled silently. skip: identities of objects that are not looked into.
@@ -76,5 +79,29 @@ def tensors_anywhere(value: Any, depth: int = 0, skip: Collection[int] = ()) -> 
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             yield from tensors_anywhere(getattr(value, field.name, None), depth + 1, skip)
-    elif type(value).__module__.partition(".")[0] not in ("builtins", "torch", "functools"):
-        yield from tensors_anywhere(getattr(value, "__dict__", None), depth + 1, skip)
+    elif not isinstance(value, _CODE):
+        for item in _held_by(value):
+            yield from tensors_anywhere(item, depth + 1, skip)
+
+
+def _held_by(value: Any) -> Iterator[Any]:
+    """What an object holds: attributes, what a function closes over, what an iterator will give."""
+    yield from (getattr(value, "__dict__", None) or {}).values()
+    if isinstance(value, FunctionType):
+        yield value.__defaults__
+        yield value.__kwdefaults__
+        yield from gc.get_referents(*(value.__closure__ or ()))  # the contents of the cells
+    elif isinstance(value, MethodType):
+        yield value.__self__
+        yield value.__func__
+    elif type(value).__module__ in _HOLDERS:
+        yield from gc.get_referents(value)
+    else:
+        for kind in type(value).__mro__:
+            slots = kind.__dict__.get("__slots__", ())
+            for name in (slots,) if isinstance(slots, str) else slots:
+                yield getattr(value, name, None)
+
+
+_CODE = (ModuleType, CodeType, BuiltinFunctionType, Module)  # none of a model's results
+_HOLDERS = ("builtins", "collections", "functools", "itertools")  # generators, views, partial

@@ -59,6 +59,10 @@ _DROPPING = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
              "feature_alpha_dropout")  # fmt: skip
 _OF_THE_MODE = {
     **dict.fromkeys(_DROPPING, ("p", "training")),
+    "batch_norm": ("training", "momentum"),
+    "instance_norm": ("use_input_stats", "momentum"),
+    "rrelu": ("training",),
+    "multi_head_attention_forward": ("training",),
     "scaled_dot_product_attention": ("dropout_p",),
 }
 

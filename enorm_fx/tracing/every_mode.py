@@ -68,7 +68,7 @@ def trace_in_every_mode(
         if any(is_users(module) for module in model.modules()):
             search.trace_switched()
         notes += search.notes
-        for recording, _ in search.recordings:
+        for recording in search.recordings:
             recordings.append(recording)
             given = tuple(asked.answer for asked in recording.asked)
             others = [(*given[:i], not given[i]) for i in range(len(answers), len(given))]
@@ -99,12 +99,12 @@ def _holds_for(recordings: list[AnyRecording], answers: tuple[bool, ...], why: s
 
 
 class _Search:
-    """The recordings that differ, each with the mode that it was made in."""
+    """Recordings of a model that differ, in the order in which they were made."""
 
     def __init__(
         self, model: nn.Module, snapshot: Snapshot, record: Callable[[], AnyRecording]
     ) -> None:
-        self.recordings: list[tuple[AnyRecording, Mode]] = []
+        self.recordings: list[AnyRecording] = []
         self.notes: list[str] = []
         self._model = model
         self._snapshot = snapshot
@@ -115,10 +115,10 @@ class _Search:
         mode = Mode()
         with mode.entered(self._model):
             first = self._record()
-        self.recordings.append((first, mode))
+        self.recordings.append(first)
         asked: set[str] = set()
         other = Mode(grad=True, inference=True, autocast=True)
-        if self._differs(first, mode, other, asked):  # from where the first run left the model
+        if self._differs(first, other, asked):  # from where the first run left the model
             self._settle(first, mode)
             asked = asked or set(first.modes)
         else:
@@ -134,7 +134,7 @@ class _Search:
             return  # then the answers do not matter in `mode` either
         if self._visit(mode, asked):
             if not self._is_known(other, asked) and not asked:
-                asked.update(self.recordings[-1][0].modes)
+                asked.update(self.recordings[-1].modes)
             self._vary(mode, asked)
 
     def _vary(self, mode: Mode, asked: set[str]) -> None:
@@ -165,21 +165,21 @@ class _Search:
         except TraceError as error:
             self._note_failure(mode, str(error).partition(". ")[0])
             return False
-        self.recordings.append((recording, mode))
+        self.recordings.append(recording)
         return True
 
     def _is_known(self, mode: Mode, asked: set[str]) -> bool:
-        for recording, recorded in self.recordings:
+        for recording in self.recordings:
             self._snapshot.restore()
-            if not self._differs(recording, recorded, mode, asked):
+            if not self._differs(recording, mode, asked):
                 return True
         return False
 
     def _differs(
-        self, recording: AnyRecording, recorded: Mode, mode: Mode, asked: set[str] | None = None
+        self, recording: AnyRecording, mode: Mode, asked: set[str] | None = None
     ) -> Difference | None:
         """Where a run in a mode, from the state that the model is in, is another one."""
-        with mode.entered(self._model, all_layers=recorded.switched):
+        with mode.entered(self._model):
             return recording.again(asked)
 
     def _settle(self, recording: AnyRecording, mode: Mode) -> None:
@@ -189,7 +189,7 @@ class _Search:
         that counts its calls is refused.
         """
         self._repeat_first_call(recording, mode)
-        difference = self._differs(recording, mode, mode)
+        difference = self._differs(recording, mode)
         if difference is None:
             self._watch_numbers(recording, mode)
             return
@@ -197,14 +197,14 @@ class _Search:
         with mode.entered(self._model):
             second = self._record()
         numbers = self._snapshot.numbers()
-        goes_on = self._differs(second, mode, mode)
+        goes_on = self._differs(second, mode)
         if goes_on or numbers != self._snapshot.numbers():
             raise self._refusal(difference)
-        self.recordings.append((second, mode))
+        self.recordings.append(second)
 
     def _repeat_first_call(self, recording: AnyRecording, mode: Mode) -> None:
         self._snapshot.restore()
-        difference = self._differs(recording, mode, mode)
+        difference = self._differs(recording, mode)
         if difference is not None:
             raise self._refusal(difference)
 
@@ -214,7 +214,7 @@ class _Search:
         for _ in range(_MORE_CALLS):
             if not numbers:
                 return
-            difference = self._differs(recording, mode, mode)
+            difference = self._differs(recording, mode)
             if difference is not None:
                 raise self._refusal(difference)
             before, numbers = numbers, self._snapshot.numbers()

@@ -39,13 +39,9 @@ class Mode:
     autocast: bool = False
 
     @contextmanager
-    def entered(self, model: nn.Module, all_layers: bool = True) -> Iterator[None]:
-        """Be in this mode in this block and this thread; afterwards all is as it was.
-
-        all_layers: False does not switch torch's own layers, whose rules hold in training and in
-            evaluation, so that only what other code does is seen to differ.
-        """
-        modules = [m for m in model.modules() if all_layers or is_users(m)] if self.switched else []
+    def entered(self, model: nn.Module) -> Iterator[None]:
+        """Be in this mode in this block and this thread; afterwards all is as it was."""
+        modules = model.modules() if self.switched else ()
         before = [(module, module.training) for module in modules]
         training = not model.training
         with torch.inference_mode(self.inference), torch.set_grad_enabled(self.grad):

@@ -42,7 +42,7 @@ METADATA = frozenset(
         "has_names", "len", "is_signed", "is_conj", "is_neg", "name", "grad", "is_tensor",
         "hash", "is_sparse_csr", "is_mkldnn", "is_vulkan", "is_ipu", "is_xla", "is_hpu", "is_mtia",
         "is_maia", "is_ort", "retains_grad", "output_nr", "_version", "type", "dim_order",
-        "sym_size", "is_coalesced", "is_pinned", "is_shared", "result_type", "can_cast",
+        "sym_size", "set_grad", "is_coalesced", "is_pinned", "is_shared", "result_type", "can_cast",
     }
 )  # fmt: skip
 
@@ -101,8 +101,9 @@ def op_key(function: Any) -> tuple[str, bool]:
         namespace, name = function._schema.name.split("::")
         return _neutral(name) if namespace == "aten" else (f"{namespace}.{name}", False)
     owner = getattr(function, "__self__", None)  # Tensor.T arrives as T.__get__
-    if getattr(function, "__name__", "") == "__get__" and owner is not None:
-        return str(owner.__name__), False
+    if owner is not None and getattr(function, "__name__", "") in ("__get__", "__set__"):
+        writes = function.__name__ == "__set__"  # y.data = x
+        return f"set_{owner.__name__}" if writes else str(owner.__name__), writes
     try:
         return _table()[function]
     except (KeyError, TypeError):

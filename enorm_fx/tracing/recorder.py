@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     unset_fake_temporarily,
 )
 
@@ -23,7 +24,15 @@ from enorm_fx.nested import instances, replaced, tensors_anywhere
 from enorm_fx.tracing.normalize import PIECE, map_nodes, repeatable, spec
 from enorm_fx.tracing.op_keys import METADATA, op_key
 from enorm_fx.tracing.run import Fakes, Run, refuse_transformed
-from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, memories, user_frame
+from enorm_fx.tracing.trace import (
+    CONSTANT,
+    INPUT,
+    PARAMETER,
+    memories,
+    torch_is_called_by_users,
+    user_frame,
+)
+from enorm_fx.tracing.undisturbed import FOREIGN
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,21 @@ class AskedOfInputs:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """In the place of a result: what a call raised."""
+
+    kind: type[Exception]
+    message: str
+
+    def error(self) -> Exception:
+        """The same again."""
+        try:
+            return self.kind(self.message)
+        except TypeError:  # it wants other arguments
+            return RuntimeError(self.message)
+
+
 class Recorder(Run):
     """Builds a graph of the calls of a run, and keeps them to compare other runs with.
 
@@ -54,6 +78,7 @@ class Recorder(Run):
 
     calls: what was called, in order. A call that ended the run because its result depends on data
         is the last one.
+    failure: why the run cannot be traced, even if the model went on.
     asked_of_inputs: what the model asked of its inputs, each question once.
     answers: what the first of those questions are answered.
     changes_shapes: some call changed the shape of a tensor in place, so results are not what they
@@ -71,11 +96,15 @@ class Recorder(Run):
         self._answers = answers
         self.graph = fx.Graph()
         self.calls: list[Call] = []
+        self.failure: TraceError | None = None
+        self._implementations: dict[int, int] = {}
         self.changes_shapes = False
         self._written: dict[int, list[fx.Node]] = {}  # memory -> calls that wrote into it
         self._nodes: dict[int, fx.Node] = {}
         self._pieces: dict[int, tuple[fx.Node, tuple[Any, ...]]] = {}
         self._alive: list[Any] = []
+        with self.fakes.mode:
+            self._attributes = torch.empty(0).__dict__.keys() | _FAKE_ATTRIBUTES
 
     def input(self, tensor: Tensor, name: str) -> Tensor:
         """A fake tensor for one of the model's inputs, a placeholder of the graph."""
@@ -87,6 +116,10 @@ class Recorder(Run):
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key, inplace = op_key(function)
+        if is_count(function, args):
+            self._record(function, args, kwargs, function(*args, **kwargs))
+            self.calls.pop()  # the same for a model that trains and one that does not
+            return args[0]
         try:
             out = function(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
@@ -98,6 +131,12 @@ class Recorder(Run):
             out = self.fakes.of(out)
             self.calls.append(Call(function, args, kwargs, out, user_frame()))
             return out
+        except FOREIGN as error:
+            if key in _VALUES:  # a fake tensor has none; a real one would have given them
+                raise self._depends_on_data(function, args, kwargs) from error
+            again = Raised(type(error), str(error))  # the error itself holds all that was running
+            self.calls.append(Call(function, args, kwargs, again, user_frame()))
+            raise
         produced = list(tensors_anywhere(out))
         if key in METADATA and not produced:
             return out
@@ -148,6 +187,13 @@ class Recorder(Run):
         known = id(tensor) in self._nodes or id(tensor) in self._pieces
         return known or self.fakes.name(tensor) is not None
 
+    def forget_attributes(self) -> None:
+        """Take away what the model's code has attached to tensors: another run attaches it anew."""
+        for tensor in self._alive:
+            attached = tensor.__dict__.keys() - self._attributes
+            for name in attached:
+                del tensor.__dict__[name]
+
     def alive(self) -> list[fx.Node]:
         """The nodes whose tensors someone else still holds. Nothing can be recorded after this."""
         for tensor in self._alive:
@@ -165,8 +211,10 @@ class Recorder(Run):
     def node_of(self, tensor: Tensor) -> fx.Node:
         """The node that gave a tensor; parameters and constants become nodes when first met."""
         node = self._nodes.get(id(tensor))
-        if node is not None:
+        if node is not None and self._implementations[id(tensor)] == tensor._cdata:
             return node
+        if node is not None:
+            raise TraceError(f"{self.where()}: a tensor was exchanged (torch.utils.swap_tensors)")
         if id(tensor) in self._pieces:
             return self._piece(tensor)
         if self.fakes.real(tensor) is not None:
@@ -198,6 +246,7 @@ class Recorder(Run):
 
     def _remember(self, tensor: Tensor, node: fx.Node) -> None:
         self._nodes[id(tensor)] = node
+        self._implementations[id(tensor)] = tensor._cdata
         self._pieces.pop(id(tensor), None)
         self._alive.append(tensor)
 
@@ -301,10 +350,25 @@ class Recorder(Run):
         kind: Callable[[str], TraceError] = DataDependentError if shape else TraceError
         source = user_frame()
         self.calls.append(Call(function, args, kwargs, None, source))
-        return kind(
+        self.failure = kind(
             f"{self.where()}: '{op_key(function)[0]}' at {source or 'an unknown line'} {what} the "
             "values of a tensor. Analyze the part of the model before this call"
         )
+        return self.failure
 
+
+# What takes values out of a tensor.
+_VALUES = frozenset({"numpy", "array", "tolist", "item", "bool", "int", "float", "complex", "index",
+                     "dlpack", "contains", "format", "repr", "str"})  # fmt: skip
+
+
+def is_count(function: Any, args: tuple[Any, ...]) -> bool:
+    """Whether torch's own layer counts its calls in a buffer, as BatchNorm does while it trains."""
+    if op_key(function) != ("add", True) or torch_is_called_by_users():
+        return False
+    return isinstance(args[0], Tensor) and args[0].dtype == torch.int64 and not args[0].ndim
+
+
+_FAKE_ATTRIBUTES = frozenset(FakeTensor.__annotations__) | {"_is_param"}
 
 _READS = frozenset({"item", "bool", "is_nonzero"})  # of a single yes or no

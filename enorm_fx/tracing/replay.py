@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from enorm_fx.nested import replaced, tensors_anywhere
 from enorm_fx.tracing.differences import END, Difference, same_call, same_values, shown
 from enorm_fx.tracing.op_keys import METADATA, op_key
-from enorm_fx.tracing.recorder import Call, Recorder
+from enorm_fx.tracing.recorder import Call, Raised, Recorder, is_count
 from enorm_fx.tracing.run import Run
 from enorm_fx.tracing.trace import user_frame
 
@@ -46,6 +46,7 @@ class Replay(Run):
     ) -> None:
         super().__init__(recorder.model, recorder.opaque, recorder.fakes, asked)
         self._calls = recorder.calls
+        recorder.forget_attributes()
         self._kept = kept
         self._cut = cut
         self._position = 0
@@ -60,6 +61,8 @@ class Replay(Run):
             self.questions.resume()
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if is_count(function, args):
+            return args[0]
         recorded = self._next()
         if recorded is not None and self._is(recorded, function, args, kwargs):
             return self._step(recorded)
@@ -89,6 +92,8 @@ class Replay(Run):
         self._position += 1
         if self._cut and self._position == len(self._calls):
             raise EndOfRecording
+        if isinstance(recorded.out, Raised):
+            raise recorded.out.error()
         is_list = isinstance(recorded.out, list)  # which the model may change
         return replaced(Tensor, recorded.out, lambda t: t) if is_list else recorded.out
 

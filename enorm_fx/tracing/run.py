@@ -178,10 +178,13 @@ class Run(TorchFunctionMode):
         """What depends on whether gradients are on, which the fake tensors do not know of."""
         if function in _SETTINGS:
             return _SETTINGS[function](tensor)
+        inference = function in _INFERENCE
         if torch_is_called_by_users():
-            self.questions.note("grad")
+            self.questions.note("inference" if inference else "grad")
         with torch._C.DisableTorchFunction():
             real = tensor if not isinstance(tensor, FakeTensor) else self.fakes.real(tensor)
+            if inference:
+                return torch.is_inference_mode_enabled() if real is None else real.is_inference()
             if function == _LEAF:
                 return real is not None or not torch.is_grad_enabled()
             if real is not None:
@@ -265,4 +268,5 @@ _SETTINGS: dict[Any, Callable[[Tensor], Any]] = {
     Tensor.register_hook: lambda tensor: RemovableHandle({}),
 }
 _FUNCTION: Any = Tensor.grad_fn.__get__  # type: ignore[union-attr]
-_ABOUT_GRADIENTS = {_REQUIRES, _LEAF, _FUNCTION, *_SETTINGS}
+_INFERENCE = {Tensor.is_inference, torch.is_inference}
+_ABOUT_GRADIENTS = {_REQUIRES, _LEAF, _FUNCTION, *_INFERENCE, *_SETTINGS}

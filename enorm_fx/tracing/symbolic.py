@@ -64,6 +64,8 @@ class Recording:
             self._inputs = _fake_inputs(recorder, call)
             try:
                 self._leaving = self._run(recorder)
+                if recorder.failure is not None:  # which the model has caught
+                    raise recorder.failure
             except DataDependentError as error:
                 if not cut:
                     raise
