@@ -34,3 +34,7 @@ class PlanError(EnormError):
 
 class OptimizerStateError(EnormError):
     """An optimizer buffer has no known exponent; nothing was written."""
+
+
+class CheckpointError(EnormError):
+    """A file of weights cannot be read or written, or does not fit the model."""
