@@ -18,9 +18,8 @@ from enorm_fx.rules import Labels
 from enorm_fx.symmetry.basis import Basis, build_basis
 from enorm_fx.symmetry.labels import Label, LabelTerm
 from enorm_fx.symmetry.solution import ScaleTerm, Solution
+from enorm_fx.tracing.op_traits import NORMALIZATIONS
 from enorm_fx.tracing.trace import PARAMETER, Node, Trace
-
-_NORMALIZATIONS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
 
 
 def describe(
@@ -75,7 +74,7 @@ def _weights(trace: Trace, parameters: Iterable[str], batchnorm: str) -> dict[st
         if node.op == PARAMETER:
             if node.name in wanted and len(node.out.shape) >= 2:
                 result[node.name] = node
-        elif node.op in _NORMALIZATIONS and not (node.op == "batch_norm" and batchnorm == "skip"):
+        elif node.op in NORMALIZATIONS and not (node.op == "batch_norm" and batchnorm == "skip"):
             gamma = next((n for n in node.inputs() if n.op == PARAMETER), None)
             if gamma is not None and gamma.name in wanted:
                 result[gamma.name] = gamma

@@ -13,10 +13,8 @@ from enorm_fx.errors import RuleError
 from enorm_fx.nested import instances, replaced
 from enorm_fx.rules.registry import Context, Entry, Origin, Rule, as_entry, bind, find
 from enorm_fx.symmetry.labels import Label, LabelTerm, System
+from enorm_fx.tracing.op_traits import CHANGES_THE_VIEW
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace
-
-# Ops that in place change how memory is looked at, not what it holds.
-_SAME_MEMORY = ("squeeze", "unsqueeze", "transpose", "t", "detach")
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -169,7 +167,7 @@ def _checked(context: Context, node: Node, label: Any, values: list[Any]) -> Any
             )
         if label.terms and node.out.dtype not in _FLOATING:
             return _unknown(context, node, values, "'{}' gives numbers that are not floating point")
-    if node.inplace and node.op not in _SAME_MEMORY:
+    if node.inplace and node.op not in CHANGES_THE_VIEW:
         # Whatever else looks at the memory that was written sees the same label as before.
         target = values[next(node.inputs()).index]
         result = target if label is None else label

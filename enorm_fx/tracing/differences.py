@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from enorm_fx.tracing.op_traits import ANY_NUMBER, TRAINING_ARGUMENTS
 from enorm_fx.tracing.trace import CONSTANT, Node, Trace
 
 
@@ -38,8 +39,8 @@ def same_call(
 
     one, two: (args, kwargs); same: decides for two tensors or nodes.
     """
-    skipped = _OF_THE_MODE.get(op, ())
-    any_number = op in _SCALING
+    skipped = TRAINING_ARGUMENTS.get(op, ())
+    any_number = op in ANY_NUMBER
     (args, kwargs), (other_args, other_kwargs) = one, two
     return (
         kwargs.keys() == other_kwargs.keys()
@@ -49,22 +50,6 @@ def same_call(
             for key, value in kwargs.items()
         )
     )
-
-
-# Products and quotients by a number are the same to a rule whatever the number is, except zero.
-_SCALING = frozenset({"mul", "div"})
-
-# Arguments that say whether the model is training: the rules of these ops hold in either case.
-_DROPPING = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
-             "feature_alpha_dropout")  # fmt: skip
-_OF_THE_MODE = {
-    **dict.fromkeys(_DROPPING, ("p", "training")),
-    "batch_norm": ("training", "momentum"),
-    "instance_norm": ("use_input_stats", "momentum"),
-    "rrelu": ("training",),
-    "multi_head_attention_forward": ("training",),
-    "scaled_dot_product_attention": ("dropout_p",),
-}
 
 
 def _alike(one: Any, two: Any, same: Callable[[Any, Any], bool], any_number: bool) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from enorm_fx.errors import TraceError
 from enorm_fx.tracing.op_keys import in_order, op_key
+from enorm_fx.tracing.op_traits import gives_the_same_values
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace
 
 PIECE_KEY = "piece"
@@ -18,11 +19,6 @@ PIECE_KEY = "piece"
 def PIECE(value: Any, index: Any) -> Any:
     """One element of a call that returned several tensors; its own op in the neutral trace."""
     return value[index]
-
-
-# Results that differ from call to call, or that hold no values yet: never evaluated.
-_NO_VALUE = ("rand", "empty", "new_empty", "bernoulli", "multinomial", "normal", "dropout",
-             "uniform", "exponential", "poisson", "cauchy", "geometric", "log_normal")  # fmt: skip
 
 
 def normalize(
@@ -105,7 +101,7 @@ def map_nodes(value: Any, replace: Mapping[fx.Node, Any]) -> Any:
 def repeatable(function: Any) -> bool:
     """Whether a call on constants gives the same values each time."""
     key, inplace = op_key(function)
-    return not inplace and not key.startswith(_NO_VALUE)
+    return not inplace and gives_the_same_values(key)
 
 
 def _spec_of(node: fx.Node) -> Any:

@@ -31,21 +31,6 @@ _SYNONYMS = {
 }  # fmt: skip
 
 
-# Calls that tell about a tensor without reading its values.
-METADATA = frozenset(
-    {
-        "shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "dtype", "device",
-        "layout", "requires_grad", "requires_grad_", "is_cuda", "is_cpu", "is_meta", "is_mps",
-        "is_xpu", "is_sparse", "is_quantized", "is_nested", "is_leaf", "is_contiguous", "stride",
-        "is_floating_point", "is_complex", "is_inference", "is_same_size", "element_size",
-        "itemsize", "nbytes", "storage_offset", "get_device", "data_ptr", "grad_fn", "names",
-        "has_names", "len", "is_signed", "is_conj", "is_neg", "name", "grad", "is_tensor",
-        "hash", "is_sparse_csr", "is_mkldnn", "is_vulkan", "is_ipu", "is_xla", "is_hpu", "is_mtia",
-        "is_maia", "is_ort", "retains_grad", "output_nr", "_version", "type", "dim_order",
-        "sym_size", "set_grad", "is_coalesced", "is_pinned", "is_shared", "result_type", "can_cast",
-    }
-)  # fmt: skip
-
 # torch and ATen order some arguments in another way than torch.nn.functional does: where each of
 # the latter's stands in the former.
 _ORDERS = {

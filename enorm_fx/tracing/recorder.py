@@ -22,7 +22,8 @@ from torch._subclasses.fake_tensor import (
 from enorm_fx.errors import DataDependentError, TraceError
 from enorm_fx.nested import instances, replaced, tensors_anywhere
 from enorm_fx.tracing.normalize import PIECE, map_nodes, repeatable, spec
-from enorm_fx.tracing.op_keys import METADATA, op_key
+from enorm_fx.tracing.op_keys import op_key
+from enorm_fx.tracing.op_traits import METADATA, READS_A_BOOL, TAKES_VALUES
 from enorm_fx.tracing.run import Fakes, Run, refuse_transformed
 from enorm_fx.tracing.trace import (
     CONSTANT,
@@ -132,7 +133,7 @@ class Recorder(Run):
             self.calls.append(Call(function, args, kwargs, out, user_frame()))
             return out
         except FOREIGN as error:
-            if key in _VALUES:  # a fake tensor has none; a real one would have given them
+            if key in TAKES_VALUES:  # a fake tensor has none; a real one would have given them
                 raise self._depends_on_data(function, args, kwargs) from error
             again = Raised(type(error), str(error))  # the error itself holds all that was running
             self.calls.append(Call(function, args, kwargs, again, user_frame()))
@@ -294,7 +295,7 @@ class Recorder(Run):
         NotImplemented for anything else, and for what depends on a parameter.
         """
         tensor = args[0] if args else None
-        if key not in _READS or not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
+        if key not in READS_A_BOOL or not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
             return NotImplemented
         node = self.node_of(tensor)
         question = self._question(node)
@@ -357,11 +358,6 @@ class Recorder(Run):
         return self.failure
 
 
-# What takes values out of a tensor.
-_VALUES = frozenset({"numpy", "array", "tolist", "item", "bool", "int", "float", "complex", "index",
-                     "dlpack", "contains", "format", "repr", "str"})  # fmt: skip
-
-
 def is_count(function: Any, args: tuple[Any, ...]) -> bool:
     """Whether torch's own layer counts its calls in a buffer, as BatchNorm does while it trains."""
     if op_key(function) != ("add", True) or torch_is_called_by_users():
@@ -370,5 +366,3 @@ def is_count(function: Any, args: tuple[Any, ...]) -> bool:
 
 
 _FAKE_ATTRIBUTES = frozenset(FakeTensor.__annotations__) | {"_is_param"}
-
-_READS = frozenset({"item", "bool", "is_nonzero"})  # of a single yes or no

@@ -15,7 +15,8 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from enorm_fx.nested import replaced, tensors_anywhere
 from enorm_fx.tracing.differences import END, Difference, same_call, same_values, shown
-from enorm_fx.tracing.op_keys import METADATA, op_key
+from enorm_fx.tracing.op_keys import op_key
+from enorm_fx.tracing.op_traits import METADATA
 from enorm_fx.tracing.recorder import Call, Raised, Recorder, is_count
 from enorm_fx.tracing.run import Run
 from enorm_fx.tracing.trace import user_frame

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from enorm_fx import nested
 from enorm_fx.nested import instances, replaced
+from enorm_fx.tracing.op_traits import MAY_WRITE_BY_A_FLAG, READS_SHAPES_ALONE, WRITES_STATISTICS
 
 INPUT, PARAMETER, CONSTANT, OUTPUT = "input", "parameter", "constant", "output"
 
@@ -105,7 +106,7 @@ class Trace:
             return None
         if node.op == CONSTANT:
             return node.compute()
-        if node.op in _SHAPE_ONLY:
+        if node.op in READS_SHAPES_ALONE:
             inputs = {n.index: _of_shape(n.out) for n in node.inputs()}
         else:
             inputs = {n.index: self.value(n) for n in node.inputs()}
@@ -114,10 +115,6 @@ class Trace:
         args, kwargs = replaced(Node, (node.args, node.kwargs), lambda n: inputs[n.index])
         with torch.no_grad():
             return node.compute(*args, **kwargs)
-
-
-# Calls that read no value of the tensor that they are given.
-_SHAPE_ONLY = ("zeros_like", "ones_like", "new_zeros", "new_ones")
 
 
 def _of_shape(out: Any) -> Tensor | None:
@@ -130,16 +127,11 @@ def _written(nodes: tuple[Node, ...]) -> frozenset[int]:
     return frozenset(n.index for n in nodes if not memory.isdisjoint(memories(n.out)))
 
 
-# Functions that may write in place by a positional flag and give something else for zero.
-_FLAGGED = ("hardsigmoid", "hardtanh", "threshold", "alpha_dropout", "feature_alpha_dropout")
-_RUNNING = ("batch_norm", "instance_norm", "batch_norm_flat", "instance_norm_flat")
-
-
 def _targets(node: Node) -> Iterator[Node]:
     """The tensors that a call may write into."""
-    if node.inplace or node.kwargs.get("inplace") or node.op in _FLAGGED:
+    if node.inplace or node.kwargs.get("inplace") or node.op in MAY_WRITE_BY_A_FLAG:
         yield from instances(Node, (node.args[:1], node.kwargs))
-    if node.op in _RUNNING:  # running statistics
+    if node.op in WRITES_STATISTICS:
         yield from instances(Node, (node.args[1:], node.kwargs))
     yield from instances(Node, node.kwargs.get("out"))
 
