@@ -33,7 +33,7 @@ def run_batches(model: nn.Module, batches: Iterable[Any], observer: Any, what: s
     devices = [] if device.type == "cpu" else [device]
     done = 0
     with (
-        _evaluating(model),
+        evaluating(model),
         torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"),
         torch.no_grad(),
         Progress(
@@ -58,7 +58,7 @@ def run_batches(model: nn.Module, batches: Iterable[Any], observer: Any, what: s
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Every module in evaluation mode; afterwards each as it was."""
     modes = [(module, module.training) for module in model.modules()]
     try:

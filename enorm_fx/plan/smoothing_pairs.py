@@ -20,8 +20,14 @@ from enorm_fx.plan.records import Group, ScaledParameter
 from enorm_fx.symmetry.solution import ScaleTerm
 
 METHODS = ("smoothquant", "awq")
-# Between two modules, these leave what passes as it is.
-_NOTHING_HAPPENS = frozenset({"to", "type_as", "float", "contiguous", "dropout"})
+# Between two modules, these leave the values of each channel as they are.
+_NOTHING_HAPPENS = frozenset(
+    {
+        "to", "type_as", "float", "contiguous", "alias", "detach", "clone", "dropout", "view",
+        "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute",
+        "getitem", "slice", "select",
+    }
+)  # fmt: skip
 
 
 class SmoothingPair(NamedTuple):
@@ -51,7 +57,7 @@ def smoothing_pairs(plan: PlanData, method: str = "awq") -> tuple[SmoothingPair,
     for group, reading, moved in zip(plan.groups, readers, _moved(plan), strict=True):
         names = {reader.parameter.name for reader in reading}
         producers = [scaled for scaled in moved if scaled.name not in names]
-        balance = _balance_layers(plan.model, group, reading)
+        balance = _balance_layers(group, reading)
         smooth = _smooth_layer(plan.model, group, producers, whole=method == "smoothquant")
         unchanged = method == "awq" or _NOTHING_HAPPENS.issuperset(group.via)
         if balance and smooth and unchanged:
@@ -71,15 +77,14 @@ def _moved(plan: PlanData) -> list[list[ScaledParameter]]:
     return moved
 
 
-def _balance_layers(model: nn.Module, group: Group, reading: Sequence[Reader]) -> list[str]:
-    """The linear layers whose column j takes the group's scale j back; empty unless all do."""
+def _balance_layers(group: Group, reading: Sequence[Reader]) -> list[str]:
+    """The modules whose weights' column j takes the group's scale j back; empty unless all do."""
     layers = []
     for reader in reading:
         path, _, name = reader.parameter.name.rpartition(".")
         terms = _of_group(reader.parameter, group)
         if not (
             name == "weight"
-            and isinstance(model.get_submodule(path), nn.Linear)
             and [t.coefficient for t in terms] == [-1]
             and terms[0].index.shape == (1, group.channels)
             and _counts_up(terms[0].index, group)
@@ -102,20 +107,20 @@ def _smooth_layer(
         return ""
     [path] = paths
     own = {scaled.name.rpartition(".")[2]: scaled for scaled in producers}
-    module = model.get_submodule(path)
-    if "weight" not in own or (len(own["weight"].shape) > 1 and not isinstance(module, nn.Linear)):
-        return ""
-    expected = {"weight"} | ({"bias"} if getattr(module, "bias", None) is not None else set())
-    if own.keys() != expected:
+    has_bias = getattr(model.get_submodule(path), "bias", None) is not None
+    if own.keys() != ({"weight", "bias"} if has_bias else {"weight"}):
         return ""
     for scaled in producers:
         terms = _of_group(scaled, group)
-        index = terms[0].index.reshape(-1)
-        last = index[-group.channels :]
-        alone = not bool(_within(index[: -group.channels], group).any())
-        if [t.coefficient for t in terms] != [1] or not _counts_up(last, group) or not alone:
-            return ""
-        if len(index) != group.channels and (whole or "bias" in own):
+        rows = terms[0].index.flatten()
+        if not (
+            len(scaled.shape) <= 2
+            and [t.coefficient for t in terms] == [1]
+            and len(terms[0].index) == len(rows)
+            and _counts_up(rows[-group.channels :], group)
+            and not bool(_within(rows[: -group.channels], group).any())
+            and (len(rows) == group.channels or not (whole or has_bias))
+        ):
             return ""
     return path
 
