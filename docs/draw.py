@@ -16,7 +16,8 @@ COLOURS = {
     **dict.fromkeys(("tracing", "symmetry", "rules", "plan"), ANALYSIS),
     **dict.fromkeys(("report", "step", "checkpoints", "calibration", "optim"), USE),
     **dict.fromkeys(("model_plan", "analysis", "balancing", "canonical", "counting"), VERBS),
-    **dict.fromkeys(("enorm", "smoothing", "verifying", "__init__"), VERBS),
+    **dict.fromkeys(("enorm", "fingerprinting", "folding", "imbalances", "smoothing"), VERBS),
+    **dict.fromkeys(("verifying", "__init__"), VERBS),
     **dict.fromkeys(("integrations", "demo", "cli", "__main__"), SHELL),
 }
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from enorm_fx.canonical import canonicalize_
     from enorm_fx.counting import count_symmetries
     from enorm_fx.enorm import ENorm
+    from enorm_fx.fingerprinting import Fingerprint, fingerprint
     from enorm_fx.model_plan import Plan
     from enorm_fx.smoothing import Smoothing, smooth
     from enorm_fx.verifying import Verification, verify
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # has the name of a function, or the first import of the module would hide the function.
 _HOME = {
     "ENorm": "enorm",
+    "Fingerprint": "fingerprinting",
     "Plan": "model_plan",
     "Report": "balancing",
     "Smoothing": "smoothing",
@@ -30,6 +32,7 @@ _HOME = {
     "balance": "balancing",
     "canonicalize_": "canonical",
     "count_symmetries": "counting",
+    "fingerprint": "fingerprinting",
     "smooth": "smoothing",
     "verify": "verifying",
 }
@@ -37,6 +40,7 @@ _HOME = {
 __all__ = [
     "ENorm",
     "EnormError",
+    "Fingerprint",
     "Plan",
     "Report",
     "Smoothing",
@@ -46,6 +50,7 @@ __all__ = [
     "balance",
     "canonicalize_",
     "count_symmetries",
+    "fingerprint",
     "smooth",
     "verify",
 ]

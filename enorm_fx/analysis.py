@@ -16,6 +16,7 @@ from enorm_fx.rules import Rule, propagate
 from enorm_fx.symmetry.solution import solve
 from enorm_fx.tracing import trace
 from enorm_fx.tracing.op_keys import module_key
+from enorm_fx.tracing.trace import Trace
 
 _CHOICES = {
     "batchnorm": ("skip", "affine"),
@@ -65,6 +66,28 @@ def analyze(
 
     Source: Stock et al., Equi-normalization of Neural Networks, ICLR 2019 (arXiv:1902.10416).
     """
+    return analyze_traced(
+        model,
+        example_inputs,
+        batchnorm=batchnorm,
+        biases=biases,
+        frozen=frozen,
+        rules=rules,
+        tracer=tracer,
+    )[0]
+
+
+def analyze_traced(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    batchnorm: str = "skip",
+    biases: str = "rescale",
+    frozen: str = "pin",
+    rules: Mapping[type[nn.Module], Rule] | None = None,
+    tracer: str = "auto",
+) -> tuple[Plan, Trace]:
+    """What `analyze` gives, and the calls that it is about."""
     _check(model, batchnorm=batchnorm, biases=biases, frozen=frozen, tracer=tracer)
     custom = {module_key(kind): rule for kind, rule in (rules or {}).items()}
     opaque = tuple(rules or ())
@@ -76,7 +99,7 @@ def analyze(
         labels = propagate(traced, batchnorm=batchnorm, biases=biases, frozen=pinned, custom=custom)
         solution = solve(labels.system)
         found = describe(model, traced, labels, solution, batchnorm=batchnorm, biases=biases)
-    return Plan.of(found)
+    return Plan.of(found), traced
 
 
 @contextmanager

@@ -31,7 +31,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("optim",),
     ("model_plan",),
     ("analysis",),
-    ("balancing", "canonical", "counting", "enorm", "smoothing", "verifying"),
+    ("balancing", "counting", "enorm", "smoothing", "verifying"),
+    ("canonical", "fingerprinting", "folding", "imbalances"),
     ("__init__",),  # the names that users import
     ("integrations",),
     ("demo",),
