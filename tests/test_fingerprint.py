@@ -279,6 +279,6 @@ def test_what_is_refused() -> None:
         fingerprint(model, torch.zeros(2, 5))
     assert model.training
     with torch.no_grad():
-        model[0].bias[1] = torch.inf
-    with pytest.raises(NonFiniteError, match=r"'0.bias' has entries that are not finite"):
+        model[3].bias[1] = torch.inf
+    with pytest.raises(NonFiniteError, match=r"'3.bias' has entries that are not finite"):
         mark(model)
