@@ -102,12 +102,15 @@ class _Chosen:
 
     def _first_success(self, front_ends: list[FrontEnd], call: Call) -> AnyRecording:
         errors: list[TraceError] = []
+        modes = [(module, module.training) for module in self._model.modules()]
         for front_end in front_ends:
             try:
                 return front_end(self._model, call)
             except TraceError as error:
                 errors.append(error)
                 self._snapshot.restore()
+                for module, training in modes:  # which may be switched just now
+                    module.training = training
         if any(isinstance(error, DataDependentError) for error in errors):
             return self._symbolic(self._model, call, cut=True)
         if len(errors) == 1:

@@ -65,6 +65,22 @@ def test_one_mode_alone_would_not_be_sound(monkeypatch: pytest.MonkeyPatch) -> N
     assert enorm_fx.verify(plan, X).largest_change > 1e-3
 
 
+def test_a_mode_that_one_front_end_cannot_trace_is_left_to_the_other_in_that_mode() -> None:
+    """While training, it makes what torch.export alone can trace, and a channel leaves."""
+
+    class Mapped(Auxiliary):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            hidden = F.relu(self.a(x))
+            result = self.c(F.relu(self.b(hidden)))
+            if self.training:
+                return torch.vmap(lambda row: row * 2)(result), hidden[:, :1]
+            return (result,)
+
+    plan = enorm_fx.analyze(Mapped().eval(), X)
+    assert plan.num_scales == 3 + 5
+    assert plan.notes == ()
+
+
 def test_every_module_is_left_in_its_own_mode() -> None:
     model = Auxiliary().train()
     model.b.eval()
