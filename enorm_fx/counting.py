@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,29 +35,31 @@ class _Generators:
             total.index_add_(0, index.expand(moved.shape).reshape(-1), moved.reshape(-1))
         return total
 
-    def blocks(self, live: Tensor) -> int:
+    def redundant(self, live: Tensor) -> int:
         """Dimension of the combinations of this parameter's generators that move no live entry."""
         entries = live.reshape(-1)
-        columns = [i.expand(live.shape).reshape(-1)[entries] for i in self.slices]
-        if not columns or not len(columns[0]):
+        columns = torch.stack([i.expand(live.shape).reshape(-1)[entries] for i in self.slices])
+        if not columns.numel():
             return 0
-        used = torch.cat(columns).unique()
-        edges = [torch.stack([columns[0], other]) for other in columns[1:]]
-        if not edges:
-            return 0
-        components = len(connected(self.count, edges)[used].unique())
-        return components * (len(columns) - 1)
+        used = columns.unique()
+        if len(columns) <= 2:  # r + 1, s - 1 on each connected part
+            edges = [torch.stack([columns[0], other]) for other in columns[1:]]
+            return len(connected(self.count, edges)[used].unique()) if edges else 0
+        moved = torch.zeros(columns.shape[1], self.count, dtype=torch.float64)
+        moved.scatter_add_(1, columns.T, torch.ones(columns.T.shape, dtype=moved.dtype))
+        return len(used) - int(torch.linalg.matrix_rank(moved[:, used]))
 
 
 def count_symmetries(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> int:
     """The number of rescaling symmetries that a model has, by numerical rank.
 
-    An oracle for tests of small models: it traces nothing and knows no rule. Every weight of two
-    or more axes has a generator per output slice and per input slice (per group for grouped
-    convolutions), every other parameter one per entry. For random parameters, inputs and output
-    cotangents a row holds, per generator, the sum of w * dF/dw over the weights that it moves;
-    what a symmetry combines vanishes in every row. Buffers are not rescaled, so compare with
-    `analyze(model, ..., batchnorm="affine", frozen="rescale")` in evaluation mode.
+    An oracle for tests of small models: it traces nothing and knows no rule. Every weight has a
+    generator per line of entries along one of its axes, so a matrix one per row and one per column
+    (the packed projection of attention one per column of each third; a convolution one per output
+    and, in each group, per input), every other parameter one per entry. For random parameters,
+    inputs and output cotangents a row holds, per generator, the sum of w * dF/dw over the weights
+    that it moves; what a symmetry combines vanishes in every row. Buffers are not rescaled, so
+    compare with `analyze(model, ..., batchnorm="affine", frozen="rescale")` in evaluation mode.
 
     Args:
         model: a small model (its generators squared must fit in memory).
@@ -88,7 +91,7 @@ def count_symmetries(model: nn.Module, example_inputs: Any, *, seed: int = 0) ->
     alive = torch.cat([g.row(seen[g.name].double()) for g in generators]) > 0
     values = torch.linalg.svdvals(matrix[:, effective] / size[effective])
     rank = int((values > 1e-10 * values.max()).sum()) if len(values) else 0
-    redundant = sum(g.blocks(seen[g.name]) for g in generators)
+    redundant = sum(g.redundant(seen[g.name]) for g in generators)
     return int(alive.sum()) - rank - redundant
 
 
@@ -102,29 +105,38 @@ def _draw_statistics(model: nn.Module, random: torch.Generator) -> None:
 
 
 def _generators(model: nn.Module) -> list[_Generators]:
-    convolutions = {
-        id(m.weight): m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)
-    }
+    convolutions: dict[int, nn.modules.conv._ConvNd] = {}
+    packed = set()
+    for module in model.modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            convolutions[id(module.weight)] = module
+        elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+            packed.add(id(module.in_proj_weight))
     return [
-        _slices(name, parameter, convolutions.get(id(parameter)))
+        _slices(name, parameter, convolutions.get(id(parameter)), id(parameter) in packed)
         for name, parameter in model.named_parameters()
     ]
 
 
-def _slices(name: str, parameter: Tensor, conv: nn.modules.conv._ConvNd | None) -> _Generators:
+def _slices(
+    name: str, parameter: Tensor, conv: nn.modules.conv._ConvNd | None, packed: bool
+) -> _Generators:
     shape = parameter.shape
     if len(shape) < 2:
         return _Generators(name, (torch.arange(shape.numel()).reshape(shape),), shape.numel())
+    if packed:  # three weights, one upon the other
+        rows, columns = shape
+        third = torch.arange(rows).unsqueeze(1) // (rows // 3)
+        inner = rows + third * columns + torch.arange(columns)
+        return _Generators(name, (torch.arange(rows).unsqueeze(1), inner), rows + 3 * columns)
     if conv is None:
         arrays, count = [], 0
-        for axis, size in enumerate(shape):
-            if size > 1:
-                view = [1] * len(shape)
-                view[axis] = size
-                arrays.append(torch.arange(count, count + size).reshape(view))
-                count += size
-        if not arrays:
-            arrays, count = [torch.zeros([1] * len(shape), dtype=torch.int64)], 1
+        longer = [a for a, n in enumerate(shape) if n > 1]
+        for axes in itertools.combinations(longer, max(1, len(longer) - 1) if longer else 0):
+            view = [n if a in axes else 1 for a, n in enumerate(shape)]
+            size = torch.Size(view).numel()
+            arrays.append(torch.arange(count, count + size).reshape(view))
+            count += size
         return _Generators(name, tuple(arrays), count)
     # Axis 0 of a convolution is split into groups, axis 1 is counted anew in each of them.
     group = torch.arange(shape[0]) // (shape[0] // conv.groups)

@@ -15,6 +15,8 @@ from enorm_fx.plan.graph import dataflow, depths, ops_between
 from enorm_fx.plan.orientation import oriented
 from enorm_fx.plan.records import Group, ScaledParameter
 from enorm_fx.rules import Labels
+from enorm_fx.rules.boxes import Box
+from enorm_fx.rules.reach import reached
 from enorm_fx.symmetry.basis import Basis, build_basis
 from enorm_fx.symmetry.labels import Label, LabelTerm
 from enorm_fx.symmetry.solution import ScaleTerm, Solution
@@ -35,7 +37,9 @@ def describe(
     solution = oriented(solution, labels, traced)
     weights = _weights(traced, labels.parameters, batchnorm)
     free = {name: solution.terms(label.terms) for name, label in labels.parameters.items()}
-    basis = build_basis(labels.system.size, free, _read_now(traced))
+    reaching = reached(traced)
+    counted = [_inside(free[name], reaching[name]) for name in free if name in reaching]
+    basis = build_basis(labels.system.size, free, counted)
     group_of = _group_of(basis)
     graph = dataflow(traced, _carried(labels, solution, group_of))
     depth, last = depths(graph, weights)
@@ -81,9 +85,11 @@ def _weights(trace: Trace, parameters: Iterable[str], batchnorm: str) -> dict[st
     return result
 
 
-def _read_now(trace: Trace) -> set[str]:
-    """Parameters that are read in the mode that the model is in."""
-    return {node.name for node in trace.nodes[: trace.shown] if node.op == PARAMETER}
+def _inside(terms: tuple[ScaleTerm, ...], box: Box) -> tuple[ScaleTerm, ...]:
+    """The terms of the entries in a box alone."""
+    if box.whole:
+        return terms
+    return tuple(ScaleTerm(term.coefficient, box.pick(term.index)) for term in terms)
 
 
 def _renumbered(terms: tuple[ScaleTerm, ...], basis: Basis) -> tuple[ScaleTerm, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from enorm_fx.nested import instances
-from enorm_fx.rules.registry import Context, rule
+from enorm_fx.rules.registry import Context, Flow, rule
 from enorm_fx.symmetry.labels import Label, LabelTerm
 
 
@@ -15,7 +15,7 @@ from enorm_fx.symmetry.labels import Label, LabelTerm
     "relu", "leaky_relu", "rrelu", "abs", "neg", "positive",
     "dropout", "dropout1d", "dropout2d", "dropout3d",
     "clone", "contiguous", "detach", "alias", "lift_fresh", "data", "real",
-    "cpu", "cuda",
+    "cpu", "cuda", flow=Flow.PASSES,
 )  # fmt: skip
 def homogeneous(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Label:
     """f(d x) = d f(x) for d > 0: the label passes.
@@ -40,6 +40,7 @@ def homogeneous(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Label:
     "char",
     "byte",
     "to_copy",
+    flow=Flow.PASSES,
 )
 def cast(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
     """A change of floating-point type or device keeps the label; one to integers is rounding."""
@@ -56,7 +57,7 @@ def prelu(ctx: Context, input: Label, weight: Label) -> Label:
     return Label(ctx.shape, input.terms)
 
 
-@rule("clamp", "clamp_min", "clamp_max", "hardtanh", "relu6")
+@rule("clamp", "clamp_min", "clamp_max", "hardtanh", "relu6", flow=Flow.ENTRIES)
 def clamp(
     ctx: Context, input: Label, min: Any = None, max: Any = None, *args: Any, **kwargs: Any
 ) -> Any:
@@ -73,7 +74,7 @@ def clamp(
     return Label(ctx.shape, input.terms, input.wild)
 
 
-@rule("threshold")
+@rule("threshold", flow=Flow.ENTRIES)
 def threshold(
     ctx: Context, input: Label, threshold: float, value: float, inplace: bool = False
 ) -> Label:
@@ -86,11 +87,13 @@ def threshold(
 @rule(
     "sigmoid", "tanh", "gelu", "silu", "mish", "elu", "selu", "celu", "softplus", "softsign",
     "hardsigmoid", "hardswish", "hardshrink", "softshrink", "tanhshrink", "logsigmoid",
-    "log_sigmoid", "softmax", "log_softmax", "softmin", "gumbel_softmax", "exp", "exp2", "expm1",
-    "log", "log2", "log10", "log1p", "logsumexp", "logaddexp", "sin", "cos", "tan", "erf", "erfc",
-    "floor", "ceil", "round", "trunc", "frac", "alpha_dropout", "feature_alpha_dropout", "cosh",
-    "sinh", "asin", "acos", "atan", "acosh", "asinh", "atanh", "logit", "sinc", "lgamma",
+    "log_sigmoid", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "logaddexp", "sin",
+    "cos", "tan", "erf", "erfc", "floor", "ceil", "round", "trunc", "frac", "alpha_dropout",
+    "feature_alpha_dropout", "cosh", "sinh", "asin", "acos", "atan", "acosh", "asinh", "atanh",
+    "logit", "sinc", "lgamma",
+    flow=Flow.ENTRIES,
 )  # fmt: skip
+@rule("softmax", "log_softmax", "softmin", "gumbel_softmax", "logsumexp")
 def bounded(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Label:
     """No f(d x) = d f(x): the input keeps its values, and so does the output."""
     op = ctx.node.op if ctx.node is not None else "this op"
@@ -119,26 +122,26 @@ def _narrow(ids: torch.Tensor, dim: int, start: int, length: int) -> torch.Tenso
     return ids.narrow(dim, start, length) if ids.shape[dim] > 1 else ids
 
 
-@rule("square")
+@rule("square", flow=Flow.PASSES)
 def square(ctx: Context, input: Label) -> Label:
     """Homogeneous of degree 2."""
     return input.times(2)
 
 
-@rule("reciprocal")
+@rule("reciprocal", flow=Flow.ENTRIES)
 def reciprocal(ctx: Context, input: Label) -> Label:
     """Homogeneous of degree -1."""
     return -input
 
 
-@rule("sqrt", "rsqrt")
+@rule("sqrt", "rsqrt", flow=Flow.ENTRIES)
 def sqrt(ctx: Context, input: Label) -> Label:
     """Homogeneous of degree 1/2 or -1/2: twice the result's label is plus or minus the input's."""
     degree = -1 if ctx.node is not None and ctx.node.op == "rsqrt" else 1
     return _root(ctx, input.times(degree), 2)
 
 
-@rule("pow")
+@rule("pow", flow=Flow.ENTRIES)
 def power(ctx: Context, input: Any, exponent: Any) -> Any:
     """x**k is homogeneous of degree k for an integer k; k = 1/2 and -1/2 are square roots."""
     if isinstance(exponent, Label):
@@ -163,7 +166,7 @@ def _root(ctx: Context, label: Label, degree: int) -> Label:
     return Label(label.shape, (root,))
 
 
-@rule("sign", "isnan", "isinf", "isfinite")
+@rule("sign", "isnan", "isinf", "isfinite", flow=Flow.ENTRIES)
 def scale_free(ctx: Context, input: Label) -> Label:
     """The result does not change when the input is scaled: nothing is required of it."""
     return Label(ctx.shape)

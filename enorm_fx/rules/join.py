@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from enorm_fx.rules.registry import Context, rule
+from enorm_fx.rules.registry import Context, Flow, rule
 from enorm_fx.symmetry.labels import Label, LabelTerm, add
 from enorm_fx.tracing.trace import Node
 
 _CONSTANT = "a constant is added"
 
 
-@rule("add", "sub")
+@rule("add", "sub", flow=Flow.SUM)
 def join(ctx: Context, input: Any, other: Any, alpha: Any = 1, out: Any = None) -> Any:
     """x + alpha * y, x - y: both must scale alike, and so does the result.
 
@@ -28,19 +28,19 @@ def join(ctx: Context, input: Any, other: Any, alpha: Any = 1, out: Any = None) 
     return equalized(ctx, labels)
 
 
-@rule("rsub")
+@rule("rsub", flow=Flow.SUM)
 def reversed_sub(ctx: Context, input: Label, other: Any, alpha: Any = 1) -> Any:
     """y - x."""
     return join(ctx, input, other)
 
 
-@rule("maximum", "minimum", "fmax", "fmin")
+@rule("maximum", "minimum", "fmax", "fmin", flow=Flow.SUM)
 def extremum(ctx: Context, input: Label, other: Label) -> Any:
     """The larger or smaller entry: both must scale alike."""
     return equalized(ctx, [input, other])
 
 
-@rule("lerp")
+@rule("lerp", flow=Flow.SUM)
 def lerp(ctx: Context, input: Label, end: Label, weight: Any) -> Any:
     """x + w (y - x): both must scale alike; the weight stays as it is."""
     if isinstance(weight, Label):
@@ -80,14 +80,14 @@ def _zeros_fit_all(ctx: Context, label: Label) -> Label:
     return label
 
 
-@rule("mul")
+@rule("mul", flow=Flow.PRODUCT)
 def multiply(ctx: Context, input: Any, other: Any) -> Any:
     """x * y: labels add up; a number changes nothing."""
     labels = [ctx.known(x) for x in (input, other) if isinstance(x, Label)]
     return add(ctx.shape, *labels)
 
 
-@rule("div")
+@rule("div", flow=Flow.ENTRIES)
 def divide(ctx: Context, input: Any, other: Any, rounding_mode: Any = None) -> Any:
     """x / y: the label of x less that of y."""
     if rounding_mode is not None:
@@ -98,27 +98,27 @@ def divide(ctx: Context, input: Any, other: Any, rounding_mode: Any = None) -> A
     return add(ctx.shape, *labels)
 
 
-@rule("rdiv")
+@rule("rdiv", flow=Flow.ENTRIES)
 def reversed_divide(ctx: Context, input: Label, other: Any) -> Any:
     """y / x."""
     return divide(ctx, other, input)
 
 
-@rule("addcmul", "addcdiv")
+@rule("addcmul", "addcdiv", flow=Flow.ENTRIES)
 def add_product(ctx: Context, input: Label, tensor1: Label, tensor2: Label, value: Any = 1) -> Any:
     """x + value * a * b, or x + value * a / b."""
     second = -tensor2 if ctx.node is not None and ctx.node.op == "addcdiv" else tensor2
     return equalized(ctx, [input, add(ctx.shape, tensor1, second)])
 
 
-@rule("cat")
+@rule("cat", flow=Flow.MOVES)
 def concatenate(ctx: Context, tensors: Any, dim: int = 0) -> Any:
     """Tensors side by side along an axis: each keeps its label."""
     labels = [_zeros_fit_all(ctx, label) for label in tensors if label.shape != (0,)]
     return side_by_side(ctx, labels, dim % len(ctx.shape), ctx.shape)
 
 
-@rule("hstack", "vstack", "dstack", "column_stack", "row_stack")
+@rule("hstack", "vstack", "dstack", "column_stack", "row_stack", flow=Flow.MOVES)
 def stack_columns(ctx: Context, tensors: Any) -> Any:
     """Concatenation along the last, first or third axis for tensors with enough axes."""
     op = ctx.node.op if ctx.node is not None else ""
@@ -129,7 +129,7 @@ def stack_columns(ctx: Context, tensors: Any) -> Any:
     return side_by_side(ctx, list(tensors), axis, ctx.shape)
 
 
-@rule("stack")
+@rule("stack", flow=Flow.MOVES)
 def stack(ctx: Context, tensors: Any, dim: int = 0) -> Any:
     """Tensors side by side along a new axis."""
     axis = dim % len(ctx.shape)
@@ -184,7 +184,7 @@ def _concatenate_ids(pieces: list[torch.Tensor], axis: int) -> torch.Tensor:
     return first if bool((joined == first).all()) else joined
 
 
-@rule("where")
+@rule("where", flow=Flow.ENTRIES)
 def where(ctx: Context, condition: Label, input: Any, other: Any) -> Any:
     """One or the other, entry by entry: both must scale alike, the condition not at all."""
     if ctx.node is not None and _is_mask(ctx.node.args, 1) and not _is_mask(ctx.node.args, 0):
@@ -197,7 +197,7 @@ def _is_mask(args: tuple[Any, ...], k: int) -> bool:
     return k < len(args) and isinstance(args[k], Node) and args[k].out.dtype == torch.bool
 
 
-@rule("masked_fill")
+@rule("masked_fill", flow=Flow.ENTRIES)
 def masked_fill(ctx: Context, input: Label, mask: Label, value: Any) -> Any:
     """Entries replaced by a number: zero and the infinities fit every scale."""
     if isinstance(value, Label):
@@ -217,7 +217,7 @@ def _choice(ctx: Context, values: list[Any]) -> Any:
     return equalized(ctx, labels)
 
 
-@rule("eq", "ne", "lt", "le", "gt", "ge")
+@rule("eq", "ne", "lt", "le", "gt", "ge", flow=Flow.ENTRIES)
 def compare(ctx: Context, input: Any, other: Any) -> Any:
     """A comparison with zero does not see the scale; two tensors must scale alike."""
     values = [ctx.known(v) for v in (input, other) if isinstance(v, Label)]
@@ -229,7 +229,7 @@ def compare(ctx: Context, input: Any, other: Any) -> Any:
 
 
 @rule("bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "logical_and", "logical_or",
-      "logical_not", "logical_xor")  # fmt: skip
+      "logical_not", "logical_xor", flow=Flow.ENTRIES)  # fmt: skip
 def logic(ctx: Context, input: Any, other: Any = None) -> Any:
     """Booleans and integers carry no scale; of a number only whether it is zero is read."""
     return Label(ctx.shape)

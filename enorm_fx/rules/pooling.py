@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from enorm_fx.rules.join import side_by_side
-from enorm_fx.rules.registry import Context, rule
+from enorm_fx.rules.registry import Context, Flow, rule
 from enorm_fx.symmetry.labels import Label
 
 
@@ -52,7 +52,7 @@ def interpolate(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Label:
     return _over_space(ctx, input, len(input.shape) - 2)
 
 
-@rule("pad")
+@rule("pad", flow=Flow.MOVES)
 def pad(ctx: Context, input: Label, pad: Any, mode: str = "constant", value: Any = None) -> Any:
     """Zeros fit every scale; copies of the border keep theirs; another constant pins.
 

@@ -11,6 +11,7 @@ import torch
 
 from enorm_fx.errors import RuleError
 from enorm_fx.nested import instances, replaced
+from enorm_fx.rules.moves import parts_read
 from enorm_fx.rules.registry import Context, Entry, Origin, Rule, as_entry, bind, find
 from enorm_fx.symmetry.labels import Label, LabelTerm, System
 from enorm_fx.tracing.op_traits import CHANGES_THE_VIEW
@@ -54,7 +55,7 @@ def propagate(
     free:   leave inputs and outputs unpinned, one variable per entry (the law that tests rules
             needs this).
     """
-    context = Context(trace, System(), batchnorm, biases)
+    context = Context(trace, System(), batchnorm, biases, parts=parts_read(trace))
     entries = {key: as_entry(rule) for key, rule in (custom or {}).items()}
     values: list[Any] = []
     for node in trace.nodes:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from enorm_fx.errors import RuleError
@@ -15,6 +17,19 @@ from enorm_fx.tracing.trace import Node, Spec, Trace
 
 Rule = Callable[..., Any]
 
+# Ids are written out in full only up to this size.
+MAX_IDS = 1 << 26
+
+
+class Flow(Enum):
+    """How the entries of operands get into a result, where that is as simple as this."""
+
+    PASSES = "each entry is made of the operand's at the same place, and zero stays zero"
+    ENTRIES = "each entry is made of the operands' at the same place"
+    PRODUCT = "each entry is the product of the operands' at the same place"
+    SUM = "each entry is one of the operands' at the same place, or made of their sum"
+    MOVES = "entries are moved; the rule does nothing else to ids"
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -22,11 +37,13 @@ class Entry:
 
     weights: names of the arguments that the rule may receive as parameters without a label,
              to give them one.
+    flow:    where entries go, which tells what reaches an output; None: anywhere.
     """
 
     function: Rule
     signature: inspect.Signature
     weights: frozenset[str]
+    flow: Flow | None = None
 
 
 _RULES: dict[str, Entry] = {}
@@ -35,11 +52,13 @@ _RULES: dict[str, Entry] = {}
 _ARGUMENT_SYNONYMS = {"self": "input", "axis": "dim", "x1": "input", "x2": "other", "axes": "dims"}
 
 
-def rule(*keys: str, weights: Sequence[str] = ()) -> Callable[[Rule], Rule]:
+def rule(
+    *keys: str, weights: Sequence[str] = (), flow: Flow | None = None
+) -> Callable[[Rule], Rule]:
     """Register a function as the rule for neutral op keys. A key has one rule."""
 
     def register(function: Rule) -> Rule:
-        entry = Entry(function, inspect.signature(function), frozenset(weights))
+        entry = Entry(function, inspect.signature(function), frozenset(weights), flow)
         for key in keys:
             if key in _RULES:
                 raise RuleError(f"op '{key}' already has the rule {_RULES[key].function.__name__}")
@@ -105,6 +124,7 @@ class Context:
     ignored: list[tuple[LabelTerm, ...]] = field(default_factory=list)
     pinned_at: dict[int, int] = field(default_factory=dict)  # node index -> origin
     kept: dict[str, str] = field(default_factory=dict)  # parameter -> why it keeps its values
+    parts: Mapping[str, tuple[Tensor | None, ...]] = field(default_factory=dict)  # see parts_read
 
     @property
     def out(self) -> Any:
@@ -158,21 +178,39 @@ class Context:
     def known(self, label: Label) -> Label:
         """The label of a tensor; a parameter that some op reads in a way of its own gets one now.
 
-        It may scale along each of its axes: a term per axis.
+        It may scale along each of its axes: a term per axis. Where it is read in parts (one expert
+        of several, the queries' rows of a packed projection), the other axes have scales for each
+        part.
         """
         name = self.parameter_name(label)
         if name is None or label.terms:
             return label
         if name in self.parameters:
             return self.parameters[name]
-        ndim = len(label.shape)
+        parts = self.parts.get(name, (None,) * len(label.shape))
+        if torch.Size(label.shape).numel() > MAX_IDS:
+            parts = (None,) * len(label.shape)
         terms = []
         for axis, size in enumerate(label.shape):
-            if size > 1:
-                shape = [1] * ndim
-                shape[axis] = size
-                terms.append(LabelTerm(1, self.system.fresh(*shape)))
-        return self.define(label, terms or [LabelTerm(1, self.system.scalar(ndim))])
+            if size > 1 and not self._covered(label.shape, axis, parts):
+                ids = self.system.fresh(
+                    *(
+                        size if a == axis else 1 if p is None else int(p.max()) + 1
+                        for a, p in enumerate(parts)
+                    )
+                )
+                for a, part in enumerate(parts):
+                    if part is not None and a != axis:
+                        ids = ids.index_select(a, part)
+                terms.append(LabelTerm(1, ids))
+        return self.define(label, terms or [LabelTerm(1, self.system.fresh(*label.shape))])
+
+    @staticmethod
+    def _covered(shape: Sequence[int], axis: int, parts: Sequence[Tensor | None]) -> bool:
+        """Whether each place is a part of its own: then the terms of other axes tell them apart."""
+        part = parts[axis]
+        others = any(n > 1 for a, n in enumerate(shape) if a != axis)
+        return part is not None and int(part.max()) + 1 == shape[axis] and others
 
     def ignore(self, label: Label) -> None:
         """A scale that a parameter should follow and, by the caller's choice, does not."""

@@ -11,12 +11,9 @@ from torch import Tensor
 
 from enorm_fx.nested import instances
 from enorm_fx.rules.join import equalized
-from enorm_fx.rules.registry import Context, rule
+from enorm_fx.rules.registry import MAX_IDS, Context, Flow, rule
 from enorm_fx.symmetry.labels import Label, expand_dims, squeeze_constant
 from enorm_fx.tracing.trace import Node, Spec
-
-# Ids are written out in full only up to this size; a larger label is pinned.
-MAX_IDS = 1 << 26
 
 
 def _flat(sizes: tuple[Any, ...]) -> list[Any]:
@@ -57,7 +54,8 @@ def reshape_ids(ids: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
 
 
 @rule("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as",
-      "ravel", "unsafe_view", "atleast_1d", "atleast_2d", "atleast_3d")  # fmt: skip
+      "ravel", "unsafe_view", "atleast_1d", "atleast_2d", "atleast_3d",
+      flow=Flow.MOVES)  # fmt: skip
 def reshape(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
     """The same entries in the same order under another shape."""
     if isinstance(ctx.out, tuple) or any(isinstance(a, torch.dtype) for a in args):
@@ -73,7 +71,19 @@ def _written_out(ids: Tensor, shape: Sequence[int]) -> int:
     return 0 if ids.numel() == 1 else torch.Size(shape).numel()
 
 
-@rule("permute", "t", "T", "mT", "H", "mH", "adjoint", "transpose", "movedim", "numpy_T")
+@rule(
+    "permute",
+    "t",
+    "T",
+    "mT",
+    "H",
+    "mH",
+    "adjoint",
+    "transpose",
+    "movedim",
+    "numpy_T",
+    flow=Flow.MOVES,
+)
 def permute(ctx: Context, input: Label, *dims: Any, **kwargs: Any) -> Any:
     """Axes in another order."""
     op = ctx.node.op if ctx.node is not None else "permute"
@@ -94,7 +104,7 @@ def permute(ctx: Context, input: Label, *dims: Any, **kwargs: Any) -> Any:
     return input.map(ctx.shape, lambda ids: ids.permute(*reversed(range(ndim))))
 
 
-@rule("expand", "expand_as", "broadcast_to")
+@rule("expand", "expand_as", "broadcast_to", flow=Flow.MOVES)
 def expand(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
     """Copies along axes of size 1: ids broadcast as they are."""
     return input.map(ctx.shape, lambda ids: expand_dims(ids, len(ctx.shape)))
@@ -122,13 +132,13 @@ def _select(ctx: Context, x: Label, axis: int, part: Any, shape: Sequence[int]) 
     return x.map(shape, lambda ids: _choose(ids, index))
 
 
-@rule("piece")
+@rule("piece", flow=Flow.MOVES)
 def piece(ctx: Context, input: Any, index: int) -> Any:
     """One result of a call that gave several."""
     return input[index] if isinstance(input, tuple) else NotImplemented
 
 
-@rule("getitem")
+@rule("getitem", flow=Flow.MOVES)
 def getitem(ctx: Context, input: Any, index: Any) -> Any:
     """x[index] for integers, slices, None, Ellipsis and tensors of constants."""
     return input[index] if isinstance(input, tuple) else picked(ctx, input, index)
@@ -196,7 +206,7 @@ def _axes_taken(ctx: Context, item: Any) -> int:
     return int(value.ndim) if is_mask and value is not None else 1
 
 
-@rule("index")
+@rule("index", flow=Flow.MOVES)
 def index(ctx: Context, input: Label, indices: Any) -> Any:
     """x[indices] as ATen spells it: a list of tensors, None for a whole axis."""
     return _advanced(ctx, input, [slice(None) if item is None else item for item in indices])
@@ -223,13 +233,13 @@ def setitem(ctx: Context, input: Label, index: Any, value: Any) -> Any:
     return None
 
 
-@rule("select", "select_copy")
+@rule("select", "select_copy", flow=Flow.MOVES)
 def select(ctx: Context, input: Label, dim: int, index: int) -> Any:
     """One slice of an axis, which goes away."""
     return _select(ctx, input, dim % len(input.shape), index, ctx.shape)
 
 
-@rule("narrow")
+@rule("narrow", flow=Flow.MOVES)
 def narrow(ctx: Context, input: Label, dim: int, start: Any, length: int) -> Any:
     """A range of an axis."""
     if isinstance(start, Label):
@@ -239,7 +249,7 @@ def narrow(ctx: Context, input: Label, dim: int, start: Any, length: int) -> Any
     return _select(ctx, input, axis, slice(start, start + length), ctx.shape)
 
 
-@rule("slice")
+@rule("slice", flow=Flow.MOVES)
 def slice_axis(
     ctx: Context, input: Label, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
 ) -> Any:
@@ -248,7 +258,7 @@ def slice_axis(
 
 
 @rule("chunk", "split", "tensor_split", "split_with_sizes", "unsafe_split", "unsafe_chunk",
-      "hsplit", "vsplit")  # fmt: skip
+      "hsplit", "vsplit", flow=Flow.MOVES)  # fmt: skip
 def split(ctx: Context, input: Label, sections: Any = None, dim: int = 0, **kwargs: Any) -> Any:
     """Consecutive ranges of an axis; the results' shapes say which."""
     axis = dim % len(input.shape)
@@ -263,14 +273,14 @@ def split(ctx: Context, input: Label, sections: Any = None, dim: int = 0, **kwar
     return tuple(parts)
 
 
-@rule("unbind")
+@rule("unbind", flow=Flow.MOVES)
 def unbind(ctx: Context, input: Label, dim: int = 0) -> Any:
     """Every slice of an axis by itself."""
     axis = dim % len(input.shape)
     return tuple(_select(ctx, input, axis, i, spec.shape) for i, spec in enumerate(ctx.out))
 
 
-@rule("index_select")
+@rule("index_select", flow=Flow.MOVES)
 def index_select(ctx: Context, input: Label, dim: int, index: Label) -> Any:
     """Slices of an axis, picked by constants."""
     value = ctx.value(index)
@@ -284,7 +294,7 @@ def index_select(ctx: Context, input: Label, dim: int, index: Label) -> Any:
     )
 
 
-@rule("gather")
+@rule("gather", flow=Flow.MOVES)
 def gather(ctx: Context, input: Label, dim: int, index: Label, sparse_grad: bool = False) -> Any:
     """y[..., i, ...] = x[..., index[..., i, ...], ...]; see getitem for indices not known."""
     axis = dim % len(input.shape) if input.shape else 0
@@ -299,7 +309,7 @@ def gather(ctx: Context, input: Label, dim: int, index: Label, sparse_grad: bool
 
 @rule("flip", "roll", "repeat", "tile", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle",
       "channel_shuffle", "native_channel_shuffle", "rot90", "fliplr", "flipud",
-      "diagonal")  # fmt: skip
+      "diagonal", flow=Flow.MOVES)  # fmt: skip
 def rearrange(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
     """Entries in other places, some of them more than once."""
     if any(isinstance(a, Label) for a in (*args, *kwargs.values())):
@@ -309,7 +319,7 @@ def rearrange(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
     return moved(ctx, input, lambda ids: function(ids, *args, **kwargs))
 
 
-@rule("unfold")
+@rule("unfold", flow=Flow.MOVES)
 def unfold(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
     """Windows of an image as columns: (N, C, H, W) to (N, C * kernel, positions)."""
     if len(ctx.shape) != 3 or len(input.shape) != 4:
@@ -324,7 +334,7 @@ def unfold(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
     return x.map(ctx.shape, repeat)
 
 
-@rule("tril", "triu")
+@rule("tril", "triu", flow=Flow.PASSES)
 def triangle(ctx: Context, input: Label, diagonal: int = 0) -> Any:
     """Some entries become zero, which fits every scale."""
     return Label(ctx.shape, input.terms, input.wild)

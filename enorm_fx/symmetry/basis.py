@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -27,25 +27,27 @@ class Basis:
 
 
 def build_basis(
-    size: int, parameters: dict[str, tuple[ScaleTerm, ...]], counted: Collection[str] | None = None
+    size: int,
+    parameters: dict[str, tuple[ScaleTerm, ...]],
+    counted: Iterable[tuple[ScaleTerm, ...]] | None = None,
 ) -> Basis:
     """Choose the scales: free variables that move a parameter, without redundant directions.
 
-    size: number of variables; parameters: name -> terms, in execution order; counted: those among
-    them that make a scale count (one that moves others alone stays at zero); None: all.
+    size: number of variables; parameters: name -> terms, in execution order; counted: the terms of
+    those parts of them that make a scale count (one that moves others alone stays at zero); None:
+    all of all.
     """
     compact = {
         name: tuple(ScaleTerm(t.coefficient, distinct([t.index])[0]) for t in terms)
         for name, terms in parameters.items()
     }
     live = torch.zeros(size + 1, dtype=torch.bool)  # the last entry stands for index -1
-    moving = {n: t for n, t in parameters.items() if counted is None or n in counted}
-    redundant = _redundant(size, moving, live)
+    redundant = _redundant(size, parameters.values() if counted is None else counted, live)
     live[redundant] = False
     return _group(size, compact, live[:size])
 
 
-def _redundant(size: int, parameters: dict[str, tuple[ScaleTerm, ...]], live: Tensor) -> Tensor:
+def _redundant(size: int, parameters: Iterable[tuple[ScaleTerm, ...]], live: Tensor) -> Tensor:
     """Variables to leave out because some direction of u moves no weight at all.
 
     Marks in `live` every variable that moves something. A direction moves nothing if every
@@ -56,7 +58,7 @@ def _redundant(size: int, parameters: dict[str, tuple[ScaleTerm, ...]], live: Te
     alike: list[Tensor] = []  # ids that all scale one axis of one parameter
     base: list[list[tuple[int, int]]] = []
     mixed: list[Equations] = []
-    for terms in parameters.values():
+    for terms in parameters:
         coefficients = {id(t.index): round(t.coefficient * _DENOMINATOR) for t in terms}
         row: dict[int, int] = {}
         for block in term_blocks([LabelTerm(1, t.index) for t in terms]) if terms else ():

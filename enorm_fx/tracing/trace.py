@@ -75,6 +75,8 @@ class Trace:
     notes:      what a reader of the plan should know about the trace.
     shown:      how many of the nodes graphs show; the rest are those of the other mode. None: all.
     written:    indices of the nodes whose memory some call writes into, itself or through a view.
+    seen_elsewhere: indices of the calls that work in place and whose effect may be seen through
+                another tensor than their result.
     """
 
     nodes: tuple[Node, ...]
@@ -86,10 +88,13 @@ class Trace:
     notes: tuple[str, ...] = ()
     shown: int | None = None
     written: frozenset[int] = field(init=False)
+    seen_elsewhere: frozenset[int] = field(init=False)
     _values: dict[int, Tensor | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "written", _written(self.nodes))
+        leaving = {node.index for node, _ in self.outputs}
+        object.__setattr__(self, "seen_elsewhere", _seen_elsewhere(self.nodes, leaving))
 
     def value(self, node: Node) -> Tensor | None:
         """The value of a constant, or of a call on constants alone; None where it has none."""
@@ -125,6 +130,34 @@ def _written(nodes: tuple[Node, ...]) -> frozenset[int]:
     """Nodes that share memory with the target of a write."""
     memory = {m for call in nodes for n in _targets(call) for m in memories(n.out)}
     return frozenset(n.index for n in nodes if not memory.isdisjoint(memories(n.out)))
+
+
+def _seen_elsewhere(nodes: tuple[Node, ...], leaving: set[int]) -> frozenset[int]:
+    """Calls in place after which some other tensor with the same memory is read, or may be."""
+    calls = [node for node in nodes if node.inplace]
+    if not calls:
+        return frozenset()
+    last_read = {source.index: node.index for node in nodes for source in node.inputs()}
+    last_read.update(dict.fromkeys(leaving, len(nodes)))
+    sharing: dict[int, list[Node]] = {}
+    for node in nodes:
+        for memory in memories(node.out):
+            sharing.setdefault(memory, []).append(node)
+    found = []
+    for call in calls:
+        target = next(call.inputs())
+        others = [
+            node
+            for memory in set(memories(target.out))
+            for node in sharing[memory]
+            if node.index < call.index and not (call.out is None and node is target)
+        ]
+        outside = any(node.op in (INPUT, PARAMETER, CONSTANT) for node in (*others, target))
+        unknown = not isinstance(target.out, Spec) or not target.out.memory
+        later = any(last_read.get(node.index, -1) > call.index for node in others)
+        if outside or unknown or later:
+            found.append(call.index)
+    return frozenset(found)
 
 
 def _targets(node: Node) -> Iterator[Node]:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from tests.support import zoo_blocks, zoo_chains, zoo_products
+from tests.support import zoo_blocks, zoo_chains, zoo_products, zoo_reach
 from tests.support.zoo_kit import ZOO, Net, Small, parameter
 
-__all__ = ["ZOO", "Net", "Small", "parameter", "zoo_blocks", "zoo_chains", "zoo_products"]
+__all__ = [
+    "ZOO",
+    "Net",
+    "Small",
+    "parameter",
+    "zoo_blocks",
+    "zoo_chains",
+    "zoo_products",
+    "zoo_reach",
+]
