@@ -6,6 +6,7 @@ import io
 import operator
 import re
 import warnings
+from collections.abc import Mapping
 from contextlib import redirect_stderr, suppress
 from typing import Any
 
@@ -78,12 +79,15 @@ def trace_export(model: nn.Module, call: Call) -> Trace:
         ) from error
     graph = fx.Graph()
     nodes: dict[fx.Node, fx.Node] = {}
+    parts: dict[fx.Node, str] = {}
     sources = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     for node in program.graph.nodes:
         if node.op == "placeholder":
             nodes[node] = _leaf(graph, node, sources[node.name], program, parameters)
+        elif node.op == "get_attr":
+            parts[node] = str(node.target)  # the graph of a branch: no rule looks into it
         elif node.op == "call_function":
-            nodes[node] = _call(graph, node, nodes)
+            nodes[node] = _call(graph, node, {**nodes, **parts} if parts else nodes)
     outputs = _outputs(program, nodes)
     if not outputs:
         raise TraceError("the model returned no tensor that its inputs or parameters reach")
@@ -121,7 +125,7 @@ def _leaf(
     return made
 
 
-def _call(graph: fx.Graph, node: fx.Node, nodes: dict[fx.Node, fx.Node]) -> fx.Node:
+def _call(graph: fx.Graph, node: fx.Node, nodes: Mapping[fx.Node, Any]) -> fx.Node:
     target = PIECE if node.target is operator.getitem else node.target
     made = graph.create_node(
         "call_function",

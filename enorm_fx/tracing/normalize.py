@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from enorm_fx.errors import TraceError
 from enorm_fx.tracing.op_keys import in_order, op_key
@@ -100,6 +100,8 @@ def map_nodes(value: Any, replace: Mapping[fx.Node, Any]) -> Any:
 
 def repeatable(function: Any) -> bool:
     """Whether a call on constants gives the same values each time."""
+    if isinstance(function, (type, nn.Module)):  # a custom autograd function, an opaque module
+        return False
     key, inplace = op_key(function)
     return not inplace and gives_the_same_values(key)
 

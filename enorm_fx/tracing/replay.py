@@ -104,7 +104,7 @@ class Replay(Run):
         return DifferentCall(Difference(first, shown(op_key(function)[0], user_frame())))
 
     def _is(self, recorded: Call, function: Any, args: Any, kwargs: Any) -> bool:
-        if recorded.function is not function and recorded.function != function:
+        if not _same_function(recorded.function, function):
             return False
         given = (recorded.args, recorded.kwargs)
         return same_call(op_key(function)[0], given, (args, kwargs), self._same_tensor)
@@ -120,6 +120,17 @@ class Replay(Run):
             return False
         with torch._C.DisableTorchFunction(), unset_fake_temporarily():
             return same_values(first, second)
+
+
+def _same_function(one: Any, two: Any) -> bool:
+    """The same function, or the same code: a class may be made anew in every call."""
+    if one is two or one == two:
+        return True
+    if not (isinstance(one, type) and isinstance(two, type)):
+        return False
+    codes = [getattr(kind.__dict__.get("forward"), "__func__", None) for kind in (one, two)]
+    first, second = (getattr(function, "__code__", None) for function in codes)
+    return first is not None and first is second
 
 
 def _has_tensor(value: Any) -> bool:

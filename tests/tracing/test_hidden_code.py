@@ -121,3 +121,27 @@ def test_a_transform_is_refused_or_pins(transform: str, tracer: str) -> None:
             assert transform == "grad"
         else:
             assert found == 3
+
+
+def test_a_branch_of_the_graph_pins() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = m.a(m.c(x).relu())
+        return m.b(torch.cond(x.sum() > 0, lambda z: z.relu(), lambda z: z.tanh(), (y,)))
+
+    assert sound(two_layers(run, c=L(3, 3))) == 3
+
+
+def test_a_function_that_every_call_defines_anew_is_the_same() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        class Shifted(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, y: Tensor) -> Tensor:
+                return y + 1
+
+            @staticmethod
+            def backward(ctx: Any, grad: Tensor) -> Tensor:
+                return grad
+
+        return m.b(m.a(m.c(x).relu()).relu() + Shifted.apply(torch.zeros(4, dtype=x.dtype)))
+
+    assert sound(two_layers(run, c=L(3, 3))) == 3
