@@ -15,6 +15,7 @@ from enorm_fx.model_plan import Plan
 from enorm_fx.step.checks import check_exact, check_finite, check_settings
 from enorm_fx.step.converge import converge_
 from enorm_fx.step.measure import objective
+from enorm_fx.step.normal_range import HeldBack
 from enorm_fx.step.precision import full_precision
 from enorm_fx.step.program import Program
 from enorm_fx.step.solve import Descent, log_cost
@@ -33,6 +34,8 @@ class Report:
                        the largest |P - N| / (P + N) over channels, P and N what pulls a channel's
                        scale down and up in J; for p = inf, the same of the maxima. Larger than
                        tol if 1000 cycles did not reach it.
+    held_back:         with exact=True, scales that stay closer to 1 than they should, since a
+                       weight would overflow or fall below the normal range of its dtype.
     """
 
     norm_before: float
@@ -40,6 +43,7 @@ class Report:
     cycles: int
     largest_log_scale: float
     gap: float
+    held_back: tuple[HeldBack, ...] = ()
 
 
 def balance(
@@ -54,8 +58,12 @@ def balance(
 ) -> Report:
     """Bring the weights to the minimum of J, every group, the last too. In place.
 
-    p, c, exact: as for `ENorm`. With exact=True the optimum is rounded to powers of two; where
-                 that would not lower J the weights stay.
+    p, c:        as for `ENorm`.
+    exact:       round the optimum to powers of two. Outputs then stay the same to the last bit, in
+                 float32, bfloat16 and float16, while activations stay normal numbers of their
+                 dtype. Weights do: what would take one out of the normal range is held back, and
+                 `Report.held_back` says so. (Of many float16 weights some are close to its end,
+                 6.1e-5, so few units can shrink.) The weights stay if J would not fall.
     tol:         the largest gap (see `Report`) to stop at. For p < inf a few more cycles bring it
                  to rounding, so that all rescalings of one network end in the same weights. After
                  1000 cycles it stops anyway, and the report's gap says where.
@@ -88,18 +96,19 @@ def balance(
         writes = program.collect(None, None, gradients=True)
         descent, sizes = program.measure_()
         cycles, gap = converge_(descent, tol)
-        if exact:
-            _round_(descent)
+        held = _round_(descent, program) if exact else ()
         program.apply_(descent.u, sizes, writes)
     largest = float(descent.u.abs().amax())
-    return Report(before, objective(plan, p, c), cycles, largest, gap)
+    return Report(before, objective(plan, p, c), cycles, largest, gap, held)
 
 
-def _round_(descent: Descent) -> None:
-    """Log scales to multiples of log 2, or to 0 where that would be better."""
+def _round_(descent: Descent, program: Program) -> tuple[HeldBack, ...]:
+    """Log scales to multiples of log 2 by which no number leaves its range; 0 if that is better."""
     rounded = (descent.u / _LOG_2).round() * _LOG_2
     descent.u = torch.zeros_like(rounded)
     before = log_cost(descent)
     descent.u = rounded
+    held = program.hold_in_range_(descent.u)
     if not log_cost(descent) < before:
         descent.u = torch.zeros_like(rounded)
+    return held

@@ -47,7 +47,8 @@ class ENorm:
                    "colored": groups that share no weight in one go; fewer and larger operations.
                    "simultaneous": all factors from the norms at the start of the cycle.
     last_layer:    False leaves out every group that moves a last weight, as the authors' code does.
-    exact:         round factors to powers of two: outputs stay the same to the last bit.
+    exact:         round factors to powers of two: outputs stay the same to the last bit, while
+                   weights and activations stay normal numbers of their dtype.
     backend:       "native": one call of C++ compiled for this processor (needs a compiler).
                    "eager": generated torch operations, for every device. "cudagraph": the same,
                    captured once and replayed. "auto": native on the CPU, cudagraph on CUDA.

@@ -18,8 +18,8 @@ from enorm_fx.step.measure import by_cells, cell_shape
 from enorm_fx.step.solve import log_factors
 
 _LOG_2 = math.log(2.0)
-# A product of factor vectors is formed where it is this many times smaller than the weight.
-_WORTH_COMBINING = 4
+_CHUNK = 1 << 18  # entries whose factors are formed at a time
+_NEAR = 1e-14  # of a multiple of log 2, where a log factor is taken for it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +73,7 @@ def make_factors(table: FactorTable, u: Tensor, writes: Iterable[Write], exact: 
         kind = _kind(write)
         if kind not in by_kind:
             powers = write.exponent * logs
-            factors = _exp2_exactly(powers) if exact else powers.exp()
+            factors = _exp2_exactly(powers) if exact else _exp(powers, u)
             by_kind[kind] = factors.to(kind[1]).to(kind[2])
     return Factors(by_kind)
 
@@ -90,32 +90,54 @@ def usable(factors: Factors, device: torch.device) -> Tensor:
 def largest_after(
     write: Write, entry: Entry, table: FactorTable, factors: Factors, cells: Tensor
 ) -> Tensor:
-    """max |w| after the write, 0-dim; cells: max |w| in every cell of its entry."""
+    """max |w| after the write, 0-dim; inf where the factor of a cell leaves its dtype's range.
+
+    cells: max |w| in every cell of the entry.
+    """
     flat = factors.by_kind[_kind(write)].to(cells)
-    for part, (start, stop, _) in zip(entry.parts, table.spans[write.entry], strict=True):
-        cells = cells * flat[start:stop].view(part.shape)
-    return cells.amax()
+    vectors = [
+        flat[start:stop].view(part.shape)
+        for part, (start, stop, _) in zip(entry.parts, table.spans[write.entry], strict=True)
+    ]
+    factor = reduce(torch.mul, vectors)
+    limits = torch.finfo(factor.dtype)
+    good = (factor >= limits.tiny) & (factor <= limits.max)
+    return torch.where(good, cells * factor, math.inf).amax()
 
 
 def multiply_(
     writes: Sequence[Write], entries: Sequence[Entry], table: FactorTable, factors: Factors
 ) -> None:
-    """tensor *= factors ** exponent, in place, without a copy of any tensor."""
+    """tensor *= factors ** exponent, in place, without a copy of any tensor.
+
+    Factors of rows and columns are multiplied first: one rounding, and nothing leaves the range of
+    the dtype on its way to a number in it.
+    """
     for write in writes:
         entry, spans = entries[write.entry], table.spans[write.entry]
         flat = factors.by_kind[_kind(write)]
         vectors = [flat[start:stop].view(shape) for start, stop, shape in spans]
-        if len(vectors) > 1 and math.prod(entry.cells) * _WORTH_COMBINING <= write.tensor.numel():
-            vectors = [reduce(torch.mul, vectors)]
         target = by_cells(write.tensor, entry)
-        for vector in vectors:
-            target.mul_(vector)
+        if len(vectors) == 1:
+            target.mul_(vectors[0])
+            continue
+        rows = max(1, _CHUNK * len(target) // target.numel())
+        for start in range(0, len(target), rows):
+            cut = slice(start, start + rows)
+            target[cut].mul_(reduce(torch.mul, [v if len(v) == 1 else v[cut] for v in vectors]))
 
 
 def _kind(write: Write) -> tuple[int, torch.dtype, torch.device]:
     # Half precision weights take float32 factors: one rounding, not two.
     dtype = torch.promote_types(write.tensor.dtype, torch.float32)
     return write.exponent, dtype, write.tensor.device
+
+
+def _exp(logs: Tensor, u: Tensor) -> Tensor:
+    """exp(logs): a power of two, to the last bit, where log factors are multiples of log 2."""
+    whole = (logs / _LOG_2).round() * _LOG_2
+    near = (logs - whole).abs() <= _NEAR * (1 + u.abs().amax())
+    return torch.where(near, _exp2_exactly(logs), logs.exp())
 
 
 def _exp2_exactly(logs: Tensor) -> Tensor:

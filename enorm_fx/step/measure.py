@@ -73,7 +73,7 @@ def cell_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
 def measure_(weight: Tensor, entry: Entry, p: float, out: Tensor) -> None:
     """out[cell] = sum |w|^p (p < inf) or max |w|, out of shape entry.cells and a wide dtype."""
     view = by_cells(weight, entry)
-    reduced = _reduced_axes(entry)
+    reduced = reduced_axes(entry)
     if not reduced:
         # Half precision is widened before it is squared; a copy into `out` allocates nothing.
         out.copy_(weight)
@@ -157,7 +157,7 @@ def _power_(out: Tensor, p: float) -> None:
         out.pow_(p)
 
 
-def _reduced_axes(entry: Entry) -> tuple[int, ...]:
+def reduced_axes(entry: Entry) -> tuple[int, ...]:
     """Axes of `by_cells` that are summed over."""
     axes, at = [], 0
     for cells, run in zip(entry.cells, entry.runs, strict=True):

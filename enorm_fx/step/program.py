@@ -36,6 +36,7 @@ from enorm_fx.step.measure import (
     size,
 )
 from enorm_fx.step.memory import check_plain
+from enorm_fx.step.normal_range import HeldBack, hold_in_range_
 from enorm_fx.step.optimizer_state import exponents, state_buffers
 from enorm_fx.step.precision import full_precision
 from enorm_fx.step.solve import Descent, sweep_
@@ -195,6 +196,10 @@ class Program:
                     writes.append(Write(number, buffer.tensor, buffer.exponent))
         return writes
 
+    def hold_in_range_(self, u: Tensor) -> tuple[HeldBack, ...]:
+        """Bring scales that are multiples of log 2 closer to 0, until no number loses digits."""
+        return hold_in_range_(u, self._pairs())
+
     def apply_(self, u: Tensor, sizes: Tensor, writes: list[Write]) -> None:
         """Write, if every number stays finite. u: (num_scales + 1,), sizes: of `measure_`.
 
@@ -207,8 +212,9 @@ class Program:
         multiply_(writes, self._layout.entries, self._table, factors)
 
     def _decide(self, u: Tensor, sizes: Tensor, writes: list[Write], factors: Factors) -> None:
-        # |w| after the step is at most size * exp(rate * max |u|); one transfer brings all answers.
-        in_range = sizes.log() + self._rates * u.abs().amax() < self._limits
+        # A factor is at most exp(rate * max |u|), and |w| after the step at most size times that.
+        # One transfer brings all answers.
+        in_range = sizes.log().clamp(min=0.0) + self._rates * u.abs().amax() < self._limits
         flags = [usable(factors, u.device), u.isfinite().all(), in_range.all()]
         answers = torch.cat([torch.stack(flags), sizes.isfinite()]).tolist()
         for (entry, weight), finite in zip(self._pairs(), answers[3:], strict=True):
