@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from enorm_fx.analysis import analyze
-from enorm_fx.calibration.choice import Smoothed, choose
+from enorm_fx.calibration.choice import SmoothableGroup, choose
 from enorm_fx.calibration.closed_form import closed_form
 from enorm_fx.calibration.observe import QuantizationErrors, Statistics
 from enorm_fx.calibration.run import run_batches
-from enorm_fx.calibration.search import RATIOS, Candidates, best_ratios, make_candidates
+from enorm_fx.calibration.search import RATIOS, best_ratios, make_candidates
 from enorm_fx.errors import ArgumentError, NonFiniteError
 from enorm_fx.model_plan import Plan
-from enorm_fx.plan.activations import Reader
+from enorm_fx.plan.activations import Reader, check_keeps_function
 from enorm_fx.plan.records import Group
 from enorm_fx.step.checks import check_count, check_finite, find_parameter
 
@@ -106,7 +106,7 @@ def smooth(
             twice, so it must not be an iterator. The model runs in evaluation mode.
         alpha: 0 < alpha <= 1, how much of the spread of activations goes into the weights.
         method: "smoothquant" or "awq".
-        bits, group_size: the quantization that "awq" is to prepare for: 1 to 8 bits, asymmetric,
+        bits, group_size: the quantization that "awq" is to prepare for: 1 to 16 bits, asymmetric,
             for each run of group_size consecutive inputs of an output (None: all of them).
 
     Raises:
@@ -125,33 +125,56 @@ def smooth(
     count = run_batches(plan.model, batches, statistics, "reading activations")
     _check_activations(statistics)
     sizes = statistics.result()
-    for smoothed in [s for s in chosen if bool(s.of(sizes).isnan().all())]:
-        chosen.remove(smoothed)
-        left_out[smoothed.number] = "no call that reads its activations was seen"
-    limit = _largest_log(plan)
+    for group in [g for g in chosen if bool(g.of(sizes).isnan().all())]:
+        chosen.remove(group)
+        left_out[group.number] = "no call that reads its activations was seen"
     if method == "smoothquant":
+        limit = _largest_log(plan)
         u, alive, gap = closed_form(plan, chosen, sizes, float(alpha), limit)
-        details: list[dict[str, float]] = [{}] * len(chosen)
+        groups = [_report(group, u, alive) for group in chosen]
     else:
-        candidates = make_candidates(plan.num_scales, chosen, sizes, limit)
-        search = QuantizationErrors(
-            plan, _readers(chosen), candidates.logs, candidates.weights, bits, group_size
-        )
-        run_batches(plan.model, batches, search, "searching scales")
-        u, details = _best(chosen, candidates, search.result())
-        alive, gap = sizes > 0, 0.0
+        u, groups = _searched(plan, chosen, sizes, batches, bits, group_size)
+        gap = 0.0
     plan.rescale_(u)
-    groups = tuple(
-        SmoothedGroup(
-            smoothed.group,
-            largest_scale=math.exp(float(smoothed.power * smoothed.of(u).abs().max())),
-            dead=int((~smoothed.of(alive)).sum()),
-            **found,
-        )
-        for smoothed, found in zip(chosen, details, strict=True)
-    )
     rest = tuple((plan.groups[number], why) for number, why in sorted(left_out.items()))
-    return Smoothing(method, count, groups, rest, gap)
+    return Smoothing(method, count, tuple(groups), rest, gap)
+
+
+def _searched(
+    plan: Plan,
+    chosen: Sequence[SmoothableGroup],
+    means: Tensor,
+    batches: Iterable[Any],
+    bits: int,
+    group_size: int | None,
+) -> tuple[Tensor, list[SmoothedGroup]]:
+    """AWQ's log scales, and what is to be reported of each group."""
+    candidates = make_candidates(plan.num_scales, chosen, means, _largest_log(plan))
+    search = QuantizationErrors(
+        plan, _readers(chosen), candidates.logs, candidates.weights, bits, group_size
+    )
+    run_batches(plan.model, batches, search, "searching scales")
+    errors = search.result()
+    u = torch.zeros(plan.num_scales, dtype=torch.float64)
+    groups = []
+    best = best_ratios(candidates, errors)
+    for group, part, number in zip(chosen, candidates.groups, best, strict=True):
+        group.of(u).copy_(group.of(candidates.logs[number]))
+        without, error = float(errors[part, 0]), float(errors[part, number])
+        relative = error / without if without else 1.0
+        groups.append(_report(group, u, means > 0, RATIOS[number], relative))
+    return u, groups
+
+
+def _report(
+    group: SmoothableGroup,
+    u: Tensor,
+    alive: Tensor,
+    ratio: float | None = None,
+    error: float | None = None,
+) -> SmoothedGroup:
+    largest = math.exp(float(group.power * group.of(u).abs().max()))
+    return SmoothedGroup(group.group, largest, int((~group.of(alive)).sum()), ratio, error)
 
 
 def _check(batches: object, alpha: object, method: object, bits: int, group_size: object) -> None:
@@ -181,11 +204,7 @@ def _plan_and_batches(
 ) -> tuple[Plan, Iterable[Any]]:
     """The plan, of the first batch where a model is given; an iterator is not robbed of it."""
     if isinstance(model_or_plan, Plan):
-        if not model_or_plan.exact:
-            raise ArgumentError(
-                "this plan does not keep the function (plan.exact is False): analyze the model "
-                "with batchnorm='affine' and without biases='skip'"
-            )
+        check_keeps_function(model_or_plan)
         return model_or_plan, batches
     iterator = iter(batches)
     first = list(itertools.islice(iterator, 1))
@@ -196,7 +215,7 @@ def _plan_and_batches(
     return analyze(model_or_plan, first[0], batchnorm="affine", frozen="rescale"), batches
 
 
-def _readers(chosen: Iterable[Smoothed]) -> list[Reader]:
+def _readers(chosen: Iterable[SmoothableGroup]) -> list[Reader]:
     return [reader for smoothed in chosen for reader in smoothed.readers]
 
 
@@ -213,17 +232,3 @@ def _largest_log(plan: Plan) -> float:
     kinds = {find_parameter(plan.model, s.name).dtype for s in plan.parameters if s.terms}
     limits = [(torch.finfo(k).max, 1 / torch.finfo(k).tiny) for k in kinds]
     return math.log(min((x for pair in limits for x in pair), default=math.inf)) - math.log(2)
-
-
-def _best(
-    chosen: Sequence[Smoothed], candidates: Candidates, errors: Tensor
-) -> tuple[Tensor, list[dict[str, float]]]:
-    """The log scales with the smallest errors, and ratio and relative error of each group."""
-    u = candidates.logs.new_zeros(candidates.logs.shape[1])
-    details = []
-    numbers = best_ratios(candidates, errors)
-    for smoothed, part, number in zip(chosen, candidates.groups, numbers, strict=True):
-        smoothed.of(u).copy_(smoothed.of(candidates.logs[number]))
-        before, after = float(errors[part, 0]), float(errors[part, number])
-        details.append({"ratio": RATIOS[number], "error": after / before if before else 1.0})
-    return u, details

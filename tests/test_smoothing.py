@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import enorm_fx
 from enorm_fx import Smoothing, analyze, smooth
+from enorm_fx.calibration import closed_form
 from enorm_fx.errors import ArgumentError, NonFiniteError
 from tests.support.helpers import largest_error, random_scales, same_bits, weights
 from tests.support.laws import deviation, randomized, run_again
@@ -208,6 +209,15 @@ def test_every_rescaling_of_a_network_is_smoothed_to_the_same_weights(kind: str)
         assert largest_error(weights(model), expected) > 1e-2
         smooth(plan, batches)
         assert largest_error(weights(model), expected) < 1e-8
+
+
+def test_a_gap_that_is_left_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    make, batches, readers, _ = KINDS["residual"]
+    model = randomized(make())
+    monkeypatch.setattr(closed_form, "_MAX_ROUNDS", 3)
+    report = smooth(model, batches)
+    assert 1e-12 < report.gap < 1
+    assert worst_gap(model, batches, readers, 0.5) > 1e-9
 
 
 # ---- AWQ ----

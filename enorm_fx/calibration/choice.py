@@ -13,7 +13,7 @@ from enorm_fx.symmetry.solution import ScaleTerm
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Smoothed:
+class SmoothableGroup:
     """A group to be smoothed: s divides its activations where its scale u is -log(s) / power."""
 
     number: int
@@ -26,7 +26,7 @@ class Smoothed:
         return values[..., self.group.start : self.group.start + self.group.channels]
 
 
-def choose(plan: PlanData) -> tuple[list[Smoothed], dict[int, str]]:
+def choose(plan: PlanData) -> tuple[list[SmoothableGroup], dict[int, str]]:
     """The groups that can be smoothed, in execution order, and why not for each other one.
 
     Where two groups scale the same channels (`relu(gate) * up`) the first of them does.
@@ -34,7 +34,7 @@ def choose(plan: PlanData) -> tuple[list[Smoothed], dict[int, str]]:
     readers: dict[int, list[Reader]] = {number: [] for number in range(len(plan.groups))}
     for reader in readers_of(plan):
         readers[reader.group].append(reader)
-    chosen: list[Smoothed] = []
+    chosen: list[SmoothableGroup] = []
     left_out: dict[int, str] = {}
     taken: dict[str, list[ScaleTerm]] = {}
     for number, group in enumerate(plan.groups):
@@ -46,7 +46,7 @@ def choose(plan: PlanData) -> tuple[list[Smoothed], dict[int, str]]:
         elif any(_meet(reader, taken) for reader in readers[number]):
             left_out[number] = "another group scales the same activations"
         else:
-            chosen.append(Smoothed(number, group, tuple(readers[number]), powers.pop()))
+            chosen.append(SmoothableGroup(number, group, tuple(readers[number]), powers.pop()))
             for reader in readers[number]:
                 taken.setdefault(reader.parameter.name, []).extend(reader.terms.values())
     return chosen, left_out

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from enorm_fx.calibration.choice import Smoothed
+from enorm_fx.calibration.choice import SmoothableGroup
+from enorm_fx.calibration.observe import largest
 from enorm_fx.plan.activations import Reader
 from enorm_fx.plan.data import PlanData
 from enorm_fx.step.checks import find_parameter
@@ -31,7 +32,11 @@ _SETTLED = 1e-12
 
 
 def closed_form(
-    plan: PlanData, chosen: Sequence[Smoothed], activations: Tensor, alpha: float, limit: float
+    plan: PlanData,
+    chosen: Sequence[SmoothableGroup],
+    activations: Tensor,
+    alpha: float,
+    limit: float,
 ) -> tuple[Tensor, Tensor, float]:
     """(log scales u of the plan, which scales have data, gap): float64 and bool, (num_scales,).
 
@@ -46,18 +51,15 @@ def closed_form(
     gap = 0.0
     for _ in range(_MAX_ROUNDS):
         gap = 0.0
-        for number in reversed(range(len(chosen))):
-            if number not in pending:
-                continue
+        for number in sorted(pending, reverse=True):
             pending.discard(number)
-            smoothed = chosen[number]
-            weights = _largest_weights(plan, smoothed, u)
-            x = smoothed.of(activations)
-            alive = smoothed.of(known).copy_((x > 0) & (weights > -math.inf))
+            group = chosen[number]
+            x, weights = group.of(activations), _largest_weights(plan, group, u)
+            alive = group.of(known).copy_((x > 0) & (weights > -math.inf))
             log_s = alpha * x.log() - (1 - alpha) * weights
             log_s = torch.where(alive, log_s, 0.0).clamp(-limit, limit)
-            change = float((log_s + smoothed.power * smoothed.of(u[:-1])).abs().max())
-            smoothed.of(u[:-1]).copy_(-log_s / smoothed.power)
+            change = float((log_s + group.power * group.of(u[:-1])).abs().max())
+            group.of(u[:-1]).copy_(-log_s / group.power)
             if change > _SETTLED:
                 gap = max(gap, change)
                 pending |= redo[number]
@@ -66,7 +68,7 @@ def closed_form(
     return u[:-1], known, gap if pending else 0.0
 
 
-def _dependents(plan: PlanData, chosen: Sequence[Smoothed]) -> list[set[int]]:
+def _dependents(plan: PlanData, chosen: Sequence[SmoothableGroup]) -> list[set[int]]:
     """For each group those whose weights change with its scales."""
     owner = torch.full((plan.num_scales + 1,), -1)
     for number, smoothed in enumerate(chosen):
@@ -87,19 +89,19 @@ def _others(reader: Reader, position: int) -> list[ScaleTerm]:
     return [term for at, term in enumerate(terms) if at != position]
 
 
-def _largest_weights(plan: PlanData, smoothed: Smoothed, u: Tensor) -> Tensor:
+def _largest_weights(plan: PlanData, smoothable: SmoothableGroup, u: Tensor) -> Tensor:
     """log max |w| of what reads each of the group's channels, (channels,); -inf for zeros.
 
     The weights as u scales them, but without the scale of the channel itself.
     """
-    group = smoothed.group
+    group = smoothable.group
     logs = torch.full((group.channels + 1,), -math.inf, dtype=torch.float64)  # the last: no scale
-    for reader in smoothed.readers:
+    for reader in smoothable.readers:
         weight = find_parameter(plan.model, reader.parameter.name).detach()
         for position, term in reader.terms.items():
-            largest = _largest(weight, term.index.shape, _others(reader, position), u)
+            found = _largest(weight, term.index.shape, _others(reader, position), u)
             at = torch.where(term.index < 0, group.channels, term.index - group.start)
-            logs.scatter_reduce_(0, at.reshape(-1), largest.reshape(-1), "amax")
+            logs.scatter_reduce_(0, at.reshape(-1), found.reshape(-1), "amax")
     return logs[:-1]
 
 
@@ -112,13 +114,8 @@ def _largest(
     for term in others:
         logs = term.coefficient * u[term.index]
         if bool(logs.any()):
-            largest = float(logs.max())  # taken out, so that nothing overflows
-            shift += largest
-            weight = weight * (logs - largest).exp().to(weight.device, wide)
+            most = float(logs.max())  # taken out, so that nothing overflows
+            shift += most
+            weight = weight * (logs - most).exp().to(weight.device, wide)
     axes = tuple(axis for axis, size in enumerate(shape) if size == 1)
-    norm: Tensor
-    if axes:
-        norm = torch.linalg.vector_norm(weight, math.inf, axes, keepdim=True, dtype=wide)
-    else:
-        norm = weight.abs()
-    return norm.cpu().double().log() + shift
+    return largest(weight, axes).view(shape).cpu().double().log() + shift

@@ -28,10 +28,10 @@ class Observer(TorchFunctionMode):
 
     def __init__(self, plan: PlanData, readers: Iterable[Reader]) -> None:
         super().__init__()
-        self.readers: dict[str, list[Reader]] = {}
+        self._readers: dict[str, list[Reader]] = {}
         for reader in readers:
-            self.readers.setdefault(reader.parameter.name, []).append(reader)
-        self._views = Views({name: find_parameter(plan.model, name) for name in self.readers})
+            self._readers.setdefault(reader.parameter.name, []).append(reader)
+        self._views = Views({name: find_parameter(plan.model, name) for name in self._readers})
         self._num_scales = plan.num_scales
         self._places: dict[tuple[View, torch.device], list[tuple[float, Tensor]]] = {}
 
@@ -57,7 +57,7 @@ class Observer(TorchFunctionMode):
         key = (view, device)
         if key not in self._places:
             self._places[key] = []
-            for reader in self.readers[view.name]:
+            for reader in self._readers[view.name]:
                 for term in reader.terms.values():
                     index = view.of(term.index)
                     index = torch.where(index < 0, self._num_scales, index)
@@ -83,9 +83,8 @@ class Statistics(Observer):
         if not x.numel():
             return
         kept = [axis % x.dim() for axis in reading.kept]
-        rest = [axis for axis in range(x.dim()) if axis not in kept]
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        size = torch.linalg.vector_norm(x, self._norm, rest, dtype=dtype) if rest else x.abs()
+        rest = tuple(axis for axis in range(x.dim()) if axis not in kept)
+        size = largest(x, rest) if math.isinf(self._norm) else _sum_of_sizes(x, rest)
         finite = size.isfinite().all()
         self.finite[view.name] = finite & self.finite.get(view.name, finite)
         values = reading.arrange(size)
@@ -116,6 +115,16 @@ class Statistics(Observer):
             sums = torch.maximum(sums, one) if math.isinf(self._norm) else sums + one
             counts = counts + number
         return torch.where(counts > 0, sums if math.isinf(self._norm) else sums / counts, math.nan)
+
+
+def largest(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """max |x| over some axes; NaN if one is. Faster than the norm, and without a copy of x."""
+    return torch.maximum(x.amax(axes), -x.amin(axes)) if axes else x.abs()
+
+
+def _sum_of_sizes(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    x = x.abs()
+    return x.sum(axes, dtype=torch.promote_types(x.dtype, torch.float32)) if axes else x
 
 
 class QuantizationErrors(Observer):

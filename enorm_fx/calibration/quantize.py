@@ -33,12 +33,11 @@ def _rounded_rows(rows: Tensor, bits: int, group_size: int | None) -> Tensor:
     length = rows.shape[1]
     size = min(group_size or length, length)
     missing = -length % size
-    runs = F.pad(rows, (0, missing)).unflatten(1, (-1, size))
-    low, high = runs.amin(2, keepdim=True).clamp(max=0), runs.amax(2, keepdim=True).clamp(min=0)
+    runs = (F.pad(rows, (0, missing)) if missing else rows).unflatten(1, (-1, size))
+    low, high = runs.amin(2, keepdim=True).clamp_(max=0), runs.amax(2, keepdim=True).clamp_(min=0)
     levels = 2**bits - 1
-    step = (high - low) / levels
+    step = (high - low).div_(levels)
     step = torch.where(step > 0, step, 1.0)
-    zero = (-low / step).round()
-    steps = ((runs / step).round() + zero).clamp(0, levels) - zero
-    entries: Tensor = (steps * step).flatten(1)
-    return entries[:, :length]
+    zero = (-low / step).round_()  # the level that stands for 0
+    entries: Tensor = (runs / step).round_().clamp_(-zero, levels - zero).mul_(step)
+    return entries.flatten(1)[:, :length]

@@ -114,6 +114,42 @@ def _product(function: Any, *args: Any, out: Any = None, **kwargs: Any) -> Itera
         )
 
 
+def _einsum(function: Any, equation: Any, *operands: Any) -> Iterator[Reading]:
+    """Products of two tensors' entries, summed over every letter that the result does not have."""
+    if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
+        operands = tuple(operands[0])
+    plain = isinstance(equation, str) and "." not in equation and "->" in equation
+    if not plain or len(operands) != 2:
+        return
+    factors, _, result = equation.replace(" ", "").partition("->")
+    letters = factors.split(",")
+    if all(len(set(word)) == len(word) for word in letters):
+        for at in (0, 1):
+            yield _einsum_reading(function, equation, letters, result, operands, at)
+
+
+def _einsum_reading(
+    function: Any, equation: str, letters: list[str], result: str, operands: Any, at: int
+) -> Reading:
+    """The reading in which the operand number `at` is the weight."""
+    own, other = letters[at], letters[1 - at]
+    shared = [letter for letter in other if letter in own]
+
+    def arrange(x: Tensor) -> Tensor:
+        ordered = x.permute([shared.index(letter) for letter in own if letter in shared])
+        sizes = iter(ordered.shape)
+        return ordered.reshape([next(sizes) if letter in shared else 1 for letter in own])
+
+    def call(w: Tensor) -> Tensor:
+        pair = (w, operands[1]) if at == 0 else (operands[0], w)
+        return function(equation, *pair)  # type: ignore[no-any-return]
+
+    return Reading(
+        lambda: operands[1 - at], operands[at], tuple(other.index(letter) for letter in shared),
+        arrange, tuple(k for k, letter in enumerate(own) if letter in result), call,
+    )  # fmt: skip
+
+
 def _attention(
     function: Any, query: Tensor, key: Tensor, value: Tensor, embed_dim_to_check: int,
     num_heads: int, in_proj_weight: Tensor | None, in_proj_bias: Tensor | None, bias_k: Any,
@@ -156,5 +192,6 @@ _READERS: dict[str, Callable[..., Iterator[Reading]]] = {
     **dict.fromkeys(
         ("matmul", "rmatmul", "mm", "bmm", "mv", "addmm", "addmv", "baddbmm"), _product
     ),
+    "einsum": _einsum,
     "multi_head_attention_forward": _attention,
 }

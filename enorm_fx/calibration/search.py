@@ -14,7 +14,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from enorm_fx.calibration.choice import Smoothed
+from enorm_fx.calibration.choice import SmoothableGroup
 from enorm_fx.errors import NonFiniteError
 
 RATIOS = tuple(r / 20 for r in range(21))
@@ -36,7 +36,7 @@ class Candidates:
 
 
 def make_candidates(
-    num_scales: int, chosen: Sequence[Smoothed], means: Tensor, limit: float
+    num_scales: int, chosen: Sequence[SmoothableGroup], means: Tensor, limit: float
 ) -> Candidates:
     """Scales for every ratio. means: mean |x| by scale; where it is 0 or NaN, u stays 0.
 

@@ -14,19 +14,13 @@ from dataclasses import dataclass
 import networkx as nx
 import torch
 
+from enorm_fx.errors import ArgumentError
 from enorm_fx.plan.data import PlanData
 from enorm_fx.plan.records import Group, ScaledParameter
 from enorm_fx.symmetry.solution import ScaleTerm
+from enorm_fx.tracing.op_traits import CONTRACTIONS
 
 _ATTENTION = "multi_head_attention_forward"
-# Calls that sum products of an activation's and a weight's entries along an axis.
-CONTRACTIONS = frozenset(
-    {
-        "linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d",
-        "conv_transpose2d", "conv_transpose3d", "matmul", "rmatmul", "mm", "bmm", "mv", "addmm",
-        "addmv", "baddbmm", "addbmm", "einsum", _ATTENTION,
-    }
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +35,15 @@ class Reader:
     group: int
     parameter: ScaledParameter
     terms: dict[int, ScaleTerm]
+
+
+def check_keeps_function(plan: PlanData) -> None:
+    """Raises ArgumentError for a plan whose rescalings change what the model computes."""
+    if not plan.exact:
+        raise ArgumentError(
+            "this plan does not keep the function (plan.exact is False): analyze the model "
+            "with batchnorm='affine' and without biases='skip'"
+        )
 
 
 def readers_of(plan: PlanData) -> tuple[Reader, ...]:

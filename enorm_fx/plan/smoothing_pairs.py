@@ -14,20 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from enorm_fx.errors import ArgumentError
-from enorm_fx.plan.activations import Reader, readers_of
+from enorm_fx.plan.activations import Reader, check_keeps_function, readers_of
 from enorm_fx.plan.data import PlanData
 from enorm_fx.plan.records import Group, ScaledParameter
 from enorm_fx.symmetry.solution import ScaleTerm
+from enorm_fx.tracing.op_traits import GIVES_ITS_ENTRIES
 
 METHODS = ("smoothquant", "awq")
-# Between two modules, these leave the values of each channel as they are.
-_NOTHING_HAPPENS = frozenset(
-    {
-        "to", "type_as", "float", "contiguous", "alias", "detach", "clone", "dropout", "view",
-        "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute",
-        "getitem", "slice", "select",
-    }
-)  # fmt: skip
 
 
 class SmoothingPair(NamedTuple):
@@ -45,11 +38,7 @@ def smoothing_pairs(plan: PlanData, method: str = "awq") -> tuple[SmoothingPair,
     """The groups that can be told as pairs of modules, in execution order; see `Plan`."""
     if method not in METHODS:
         raise ArgumentError(f"method must be one of {METHODS}, not {method!r}")
-    if not plan.exact:
-        raise ArgumentError(
-            "this plan does not keep the function (plan.exact is False): analyze the model "
-            "with batchnorm='affine' and without biases='skip'"
-        )
+    check_keeps_function(plan)
     readers: list[list[Reader]] = [[] for _ in plan.groups]
     for reader in readers_of(plan):
         readers[reader.group].append(reader)
@@ -59,7 +48,7 @@ def smoothing_pairs(plan: PlanData, method: str = "awq") -> tuple[SmoothingPair,
         producers = [scaled for scaled in moved if scaled.name not in names]
         balance = _balance_layers(group, reading)
         smooth = _smooth_layer(plan.model, group, producers, whole=method == "smoothquant")
-        unchanged = method == "awq" or _NOTHING_HAPPENS.issuperset(group.via)
+        unchanged = method == "awq" or GIVES_ITS_ENTRIES.issuperset(group.via)
         if balance and smooth and unchanged:
             pairs.append(SmoothingPair(smooth, balance))
     return tuple(pairs)

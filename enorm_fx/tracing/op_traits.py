@@ -97,3 +97,21 @@ TRAINING_ARGUMENTS = {
 # --- families ----------------------------------------------------------------------------------
 
 NORMALIZATIONS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"})
+
+# Calls that sum products of two tensors' entries along an axis: an activation's and a weight's.
+CONTRACTIONS = frozenset(
+    {
+        "linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d",
+        "conv_transpose2d", "conv_transpose3d", "matmul", "rmatmul", "mm", "bmm", "mv", "addmm",
+        "addmv", "baddbmm", "addbmm", "einsum", "multi_head_attention_forward",
+    }
+)  # fmt: skip
+
+# Calls that give entries of their tensor, in another place or type, or those of a part of it.
+GIVES_ITS_ENTRIES = frozenset(
+    {
+        "to", "type_as", "float", "contiguous", "alias", "detach", "clone", "view", "reshape",
+        "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute", "getitem",
+        "slice", "select",
+    }
+)  # fmt: skip

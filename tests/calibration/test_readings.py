@@ -37,6 +37,10 @@ CALLS: dict[str, tuple[tuple[int, ...], tuple[int, ...], Callable[[Tensor, Tenso
     "transposed product": ((3, 4), (5, 4), lambda x, w: x.mm(w.t())),
     "batched products": ((2, 3, 4), (2, 4, 5), torch.bmm),
     "batched products of columns": ((2, 4, 3), (2, 5, 4), lambda x, w: w @ x),
+    "einsum": ((2, 3, 4), (5, 4), lambda x, w: torch.einsum("btc,oc->bto", x, w)),
+    "einsum, weight first": ((3, 4), (4, 5), lambda x, w: torch.einsum("co, tc -> ot", w, x)),
+    "einsum by head": ((2, 3, 4), (3, 5, 4), lambda x, w: torch.einsum("bhc,hoc->bho", [x, w])),
+    "einsum over two axes": ((2, 3, 4), (4, 5, 3), lambda x, w: torch.einsum("bhc,coh->bo", x, w)),
     "conv1d": ((2, 4, 5), (6, 4, 3), lambda x, w: F.conv1d(x, w, padding=2)),
     "conv2d": ((2, 4, 3, 3), (6, 4, 1, 2), lambda x, w: F.conv2d(x, w, padding=1)),
     "conv2d in groups": (
@@ -165,5 +169,5 @@ def test_attention_reads_four_times(separate: bool) -> None:
 def test_other_calls_read_nothing() -> None:
     x, w = numbers(4), numbers(4, seed=1)
     with collecting() as found:
-        x * w, torch.dot(x, w), F.linear(x, w), torch.einsum("i,i->", x, w)
+        x * w, torch.dot(x, w), F.linear(x, w), torch.einsum("...i,i->...", x, w)
     assert not found
