@@ -63,7 +63,7 @@ def canonical_scales(plan: PlanData) -> tuple[Tensor, int, float]:
     with full_precision(program.device):
         descent, _ = program.measure_()
         settled = attained(descent)
-        for block, values in zip(descent.layout.blocks, descent.values, strict=True):
+        for block, values in zip(descent.layout.blocks, descent.in_memory(), strict=True):
             values.masked_fill_(moved_by(block, ~settled), 0.0)
         cycles, gap = converge_(descent, _TOLERANCE)
         u = descent.u

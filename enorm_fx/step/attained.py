@@ -22,7 +22,7 @@ from enorm_fx.step.solve import Descent
 
 def attained(descent: Descent) -> Tensor:
     """(num_scales + 1,) bool: J has a minimum along this scale. The last, pinned one: True."""
-    cells = [_cells(b, v) for b, v in zip(descent.layout.blocks, descent.values, strict=True)]
+    cells = [_cells(b, v) for b, v in zip(descent.layout.blocks, descent.in_memory(), strict=True)]
     before = torch.ones_like(descent.u, dtype=torch.bool)
     while True:
         found = _held(cells, before)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from enorm_fx.step.layout import Block, Part
 from enorm_fx.step.solve import Descent, log_factors
+from enorm_fx.step.streamed import StreamedCells
 
 _NEWTON_STEPS = 50
 _HALVINGS = 40
@@ -160,8 +161,10 @@ def _log_totals(descent: Descent, classes: _Classes) -> Tensor:
     block, values = descent.layout.blocks[classes.block], descent.values[classes.block]
     logs = [descent.power * log_factors(part, descent.u) for part in block.parts]
     shifts = [x.max() for x in logs]
-    scaled = [(x - m).exp().to(values) for x, m in zip(logs, shifts, strict=True)]
-    if len(block.shape) == 2 and [p.axes for p in block.parts] in ([(0,), (1,)], [(1,), (0,)]):
+    scaled = [
+        (x - m).exp().to(values.device, values.dtype) for x, m in zip(logs, shifts, strict=True)
+    ]
+    if isinstance(values, StreamedCells) or _is_matrix(block):
         totals = _matrix_totals(block, values, classes, scaled)
     else:
         totals = _cell_totals(block, values, classes, scaled)
@@ -169,15 +172,28 @@ def _log_totals(descent: Descent, classes: _Classes) -> Tensor:
     return (totals.to(descent.u).log() + torch.stack(shifts).sum() - depth).reshape(-1).cpu()
 
 
-def _matrix_totals(block: Block, values: Tensor, classes: _Classes, scaled: list[Tensor]) -> Tensor:
-    matrix = values if block.parts[0].axes == (0,) else values.t()
-    rows, columns = (
+def _is_matrix(block: Block) -> bool:
+    return len(block.shape) == 2 and sorted(part.axes for part in block.parts) == [(0,), (1,)]
+
+
+def _matrix_totals(
+    block: Block, values: Tensor | StreamedCells, classes: _Classes, scaled: list[Tensor]
+) -> Tensor:
+    first, second = (
         x.new_zeros(count, len(x)).index_put_((number, torch.arange(len(x), device=x.device)), x)
         for x, number, count in zip(
             scaled, (n.to(values.device) for n in classes.numbers), classes.counts, strict=True
         )
     )
-    return rows @ matrix @ columns.t()
+    if block.parts[0].axes == (1,):
+        return _between(second, values, first).t()
+    return _between(first, values, second)
+
+
+def _between(rows: Tensor, values: Tensor | StreamedCells, columns: Tensor) -> Tensor:
+    if isinstance(values, StreamedCells):
+        return values.between(rows, columns)
+    return rows @ values @ columns.t()
 
 
 def _cell_totals(block: Block, values: Tensor, classes: _Classes, scaled: list[Tensor]) -> Tensor:

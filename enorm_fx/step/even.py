@@ -55,7 +55,7 @@ class _Cells:
 def even_out_(descent: Descent, free: Tensor) -> None:
     """Move the free scales of u, (num_scales + 1,) bool, to their place; the others stay."""
     cells, residuals = [], []
-    for block, values in zip(descent.layout.blocks, descent.values, strict=True):
+    for block, values in zip(descent.layout.blocks, descent.in_memory(), strict=True):
         moved = moved_by(block, free)
         if bool(moved.any()):
             values = values.to(descent.u)

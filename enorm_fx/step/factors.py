@@ -118,9 +118,10 @@ def multiply_(
         flat = factors.by_kind[_kind(write)]
         vectors = [flat[start:stop].view(shape) for start, stop, shape in spans]
         target = by_cells(write.tensor, entry)
-        if len(vectors) == 1:
+        if len(vectors) == 1 and flat.dtype == target.dtype:
             target.mul_(vectors[0])
             continue
+        # A few rows at a time: torch multiplies half precision in wide copies.
         rows = max(1, _CHUNK * len(target) // target.numel())
         for start in range(0, len(target), rows):
             cut = slice(start, start + rows)

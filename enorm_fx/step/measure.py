@@ -32,13 +32,13 @@ def objective(plan: PlanData, p: float = 2, c: float = 1.0) -> float:
             if not scaled.counted or 0 in scaled.shape:
                 continue
             weight = find_parameter(plan.model, scaled.name)
-            norm = float(torch.linalg.vector_norm(weight, p, dtype=torch.float64))
-            norm *= c**-scaled.depth
+            measured = float(total_of(weight, p, torch.float64))
             # The comparison lets NaN through, in whatever order.
             if math.isinf(p):
+                norm = measured * c**-scaled.depth
                 total = total if total >= norm or math.isnan(total) else norm
             else:
-                total += norm**p
+                total += measured * c ** (-p * scaled.depth)
     return total
 
 
@@ -82,6 +82,21 @@ def measure_(weight: Tensor, entry: Entry, p: float, out: Tensor) -> None:
     out.copy_(_sums(view, reduced, p, out.dtype).view(entry.cells))
 
 
+def total_of(tensor: Tensor, p: float, dtype: torch.dtype) -> Tensor:
+    """sum |w|^p (p = inf: max |w|) over all entries, 0-dim, computed in the given dtype."""
+    if not tensor.is_contiguous() or tensor.dtype == dtype or tensor.device.type != "cpu":
+        norm: Tensor = torch.linalg.vector_norm(tensor, p, dtype=dtype)
+        return norm if p in (1.0, math.inf) else norm.pow_(p)
+    # vector_norm would make a wide copy of all of it first.
+    parts = [torch.zeros((), dtype=dtype)]
+    for piece in tensor.view(-1).split(_CHUNK):
+        powers = piece.to(dtype)
+        _power_(powers, p)
+        parts.append(powers.amax() if math.isinf(p) else powers.sum())
+    totals = torch.stack(parts)
+    return totals.amax() if math.isinf(p) else totals.sum()
+
+
 def _sums(view: Tensor, reduced: tuple[int, ...], p: float, dtype: torch.dtype) -> Tensor:
     """Sums of powers (or maxima) over the given axes, in the fastest order there is."""
     leading = tuple(k for k, axis in enumerate(reduced) if axis == k)
@@ -92,12 +107,15 @@ def _sums(view: Tensor, reduced: tuple[int, ...], p: float, dtype: torch.dtype) 
         return rows.amax(rest) if math.isinf(p) else rows.sum(rest)
     size = math.prod(view.shape[axis] for axis in reduced)
     if view.is_contiguous() and view.device.type == "cpu":
-        # vector_norm takes 3 to 20 times as long on these, but nobody beats it on long rows.
+        # vector_norm takes 3 to 20 times as long on short rows and on columns, and copies all of a
+        # tensor of another type first; else nobody beats it on long rows.
         if leading:
             kept = view.shape[len(leading) :]
             return _by_chunks(view.reshape(size, -1), p, dtype, over_rows=True).view(kept)
-        if reduced == tuple(range(view.dim() - len(reduced), view.dim())) and size < _SHORT:
-            return _by_chunks(view.view(-1, size), p, dtype, over_rows=False)
+        inner = reduced == tuple(range(view.dim() - len(reduced), view.dim()))
+        if inner and (size < _SHORT or view.dtype != dtype):
+            rows = _by_chunks(view.view(-1, size), p, dtype, over_rows=False)
+            return rows.view(view.shape[: view.dim() - len(reduced)])
     norm: Tensor = torch.linalg.vector_norm(view, p, dim=reduced, dtype=dtype)
     return norm if p in (1.0, math.inf) else norm.pow_(p)
 
@@ -126,9 +144,7 @@ def _by_chunks(matrix: Tensor, p: float, dtype: torch.dtype, over_rows: bool) ->
 
 def size(weight: Tensor) -> Tensor:
     """max |w| as a 0-dim tensor, float32 or wider; NaN and inf come through."""
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    largest: Tensor = torch.linalg.vector_norm(weight, math.inf, dtype=wide)
-    return largest
+    return total_of(weight, math.inf, torch.promote_types(weight.dtype, torch.float32))
 
 
 def block_values(block: Block, cells: Tensor) -> Tensor:

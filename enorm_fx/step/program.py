@@ -6,7 +6,7 @@ Everything that can fail is decided before the first write, so a step is all or 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from enorm_fx.step.factors import (
     usable,
 )
 from enorm_fx.step.job import Job
-from enorm_fx.step.layout import Entry, Layout, make_layout
+from enorm_fx.step.layout import Block, Entry, Layout, make_layout
 from enorm_fx.step.measure import (
     accumulation_dtype,
     block_values,
@@ -40,6 +40,7 @@ from enorm_fx.step.normal_range import HeldBack, hold_in_range_
 from enorm_fx.step.optimizer_state import exponents, state_buffers
 from enorm_fx.step.precision import full_precision
 from enorm_fx.step.solve import Descent, sweep_
+from enorm_fx.step.streamed import StreamedCells, bound, streamable, streamed
 
 
 class Program:
@@ -47,6 +48,8 @@ class Program:
 
     active: the groups that may move; None: all scales may, as the caller says (nothing to solve).
     wide: accumulate in float64.
+    room: bytes that cells may take; of weights that would need more they are computed when needed,
+          where that is possible. None: all are in memory.
 
     Parameters are looked up by name before every use: a model whose parameters were replaced, cast
     or moved is bound anew, one whose shapes changed raises PlanError.
@@ -62,15 +65,17 @@ class Program:
         order: str = "sequential",
         exact: bool = False,
         wide: bool = False,
+        room: int | None = None,
     ) -> None:
         self._plan, self._active = plan, None if active is None else tuple(active)
         self._p, self._c, self._order = p, c, order
-        self._exact, self._wide = exact, wide
+        self._exact, self._wide, self._room = exact, wide, room
         self._parameters: list[nn.Parameter] = []
         self._signature: tuple[object, ...] = ()
         self._layout = Layout(plan.num_scales, (), (), (), ())
         self._table = FactorTable((), ())
         self._cells: dict[int, Tensor] = {}
+        self._streamed: frozenset[int] = frozenset()
         self._rates = self._limits = torch.zeros(0, dtype=torch.float64)
         self._bound = False
 
@@ -105,17 +110,21 @@ class Program:
         self._layout, self._parameters = layout, parameters
         self._signature = _signature(parameters)
         self._table = make_table(layout.entries)
+        self._streamed = _streamed(layout, self._room)
         self._cells = {
             number: torch.empty(
-                entry.cells,
-                dtype=accumulation_dtype(parameters[number].dtype, self._p, self._wide),
+                layout.entries[number].cells,
+                dtype=self._dtype(parameters[number]),
                 device=parameters[number].device,
             )
-            for number in sorted({block.entry for block in layout.blocks})
-            for entry in [layout.entries[number]]
+            for number in sorted({block.entry for block in layout.blocks} - self._streamed)
         }
         self._rates, self._limits = _bounds(layout, parameters, self.device)
         self._bound = True
+
+    def _dtype(self, weight: Tensor) -> torch.dtype:
+        """Of the cells of a weight."""
+        return accumulation_dtype(weight.dtype, self._p, self._wide)
 
     def job(self, writes: list[Write], cycles: int) -> Job:
         """What a backend needs to know, for the memory that is bound now."""
@@ -148,24 +157,35 @@ class Program:
         The bounds, float64 (entries,), are not finite where the weight is not.
         """
         sizes = []
+        streams: dict[int, StreamedCells] = {}
         for number, (entry, weight) in enumerate(self._pairs()):
             if number in self._cells:
                 cells = self._cells[number]
                 measure_(weight, entry, self._p, cells)
                 largest = cells.amax() if math.isinf(self._p) else cells.sum() ** (1 / self._p)
+            elif number in self._streamed:
+                streams[number] = streamed(weight.detach(), entry, self._p, self._dtype(weight))
+                largest = bound(streams[number])
             else:
                 largest = size(weight)
             sizes.append(largest.to(self.device, torch.float64))
+        values = self._block_values(streams)
+        return Descent(self._layout, values, self._p, self._c, self.zeros()), self._stack(sizes)
+
+    def _block_values(self, streams: dict[int, StreamedCells]) -> list[Tensor | StreamedCells]:
+        """The cells of each block, of those that were measured or from the streams by entry."""
         blocks = self._layout.blocks
-        values: dict[int, Tensor] = {}
+        values: dict[int, Tensor | StreamedCells] = {}
         for picked in (True, False):
             for number, block in enumerate(blocks):
-                if (block.picked is not None) is picked:
+                if block.entry in streams:
+                    values[number] = streams[block.entry]
+                elif (block.picked is not None) is picked:
                     values[number] = block_values(block, self._cells[block.entry])
         for block in blocks:
-            clear_removed_(block, self._cells[block.entry])
-        ordered = [values[number] for number in range(len(blocks))]
-        return Descent(self._layout, ordered, self._p, self._c, self.zeros()), self._stack(sizes)
+            if block.entry in self._cells:
+                clear_removed_(block, self._cells[block.entry])
+        return [values[number] for number in range(len(blocks))]
 
     def sizes(self) -> Tensor:
         """max |w| of every entry, float64 (entries,)."""
@@ -205,11 +225,33 @@ class Program:
 
         Raises NonFiniteError, with nothing written.
         """
-        if not self._parameters:
-            return
-        factors = make_factors(self._table, u, writes, self._exact)
-        self._decide(u, sizes, writes, factors)
+        factors = self._decided(u, sizes, writes)
         multiply_(writes, self._layout.entries, self._table, factors)
+
+    def edits(self, u: Tensor, sizes: Tensor) -> dict[str, Callable[[Tensor], None]]:
+        """For each weight that moves, by name, what multiplies a tensor of its shape, type and
+        device, in place, as `apply_` would the weight. Nothing is written.
+
+        Raises NonFiniteError.
+        """
+        writes = self.collect(None, None, gradients=False)
+        factors = self._decided(u, sizes, writes)
+
+        def edit(number: int) -> Callable[[Tensor], None]:
+            def multiply(tensor: Tensor) -> None:
+                write = Write(number, tensor, 1)
+                multiply_([write], self._layout.entries, self._table, factors)
+
+            return multiply
+
+        return {entry.name: edit(number) for number, entry in enumerate(self._layout.entries)}
+
+    def _decided(self, u: Tensor, sizes: Tensor, writes: list[Write]) -> Factors:
+        """The factors of the writes. Raises NonFiniteError where a number would leave its range."""
+        factors = make_factors(self._table, u, writes, self._exact)
+        if self._parameters:
+            self._decide(u, sizes, writes, factors)
+        return factors
 
     def _decide(self, u: Tensor, sizes: Tensor, writes: list[Write], factors: Factors) -> None:
         # A factor is at most exp(rate * max |u|), and |w| after the step at most size times that.
@@ -250,6 +292,22 @@ class Program:
 
     def _stack(self, sizes: list[Tensor]) -> Tensor:
         return torch.stack(sizes) if sizes else self.zeros()[:0]
+
+
+def _streamed(layout: Layout, room: int | None) -> frozenset[int]:
+    """Entries whose cells shall not be in memory: the largest, until the others have room."""
+    if room is None:
+        return frozenset()
+    blocks: dict[int, list[Block]] = {}
+    for block in layout.blocks:
+        blocks.setdefault(block.entry, []).append(block)
+    size = {number: 8 * math.prod(layout.entries[number].cells) for number in blocks}
+    needed, found = sum(size.values()), set()
+    for number in sorted(blocks, key=size.__getitem__, reverse=True):
+        if needed > room and streamable(layout.entries[number], blocks[number]):
+            found.add(number)
+            needed -= size[number]
+    return frozenset(found)
 
 
 def _signature(parameters: list[nn.Parameter]) -> tuple[object, ...]:

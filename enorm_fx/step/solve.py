@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from enorm_fx.step.layout import Block, GroupLayout, Layout, Part, Touch
+from enorm_fx.step.streamed import StreamedCells
 
 _LOG_2 = math.log(2.0)
 _NEWTON_STEPS = 60
@@ -32,12 +33,12 @@ _NEWTON_STEPS = 60
 class Descent:
     """The state of a descent: the measured cells and the log scales found so far.
 
-    values: one tensor per block. u: float64, (num_scales + 1,); the last stays 0 and is
+    values: the cells of each block. u: float64, (num_scales + 1,); the last stays 0 and is
     what pinned positions (-1) read.
     """
 
     layout: Layout
-    values: Sequence[Tensor]
+    values: Sequence[Tensor | StreamedCells]
     p: float
     c: float
     u: Tensor
@@ -46,6 +47,10 @@ class Descent:
     def power(self) -> float:
         """What logarithms are multiplied by: p, or 1 for maxima."""
         return 1.0 if math.isinf(self.p) else self.p
+
+    def in_memory(self) -> list[Tensor]:
+        """The cells of each block as tensors, those of the descent where they are in memory."""
+        return [v.computed() if isinstance(v, StreamedCells) else v for v in self.values]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,7 +145,9 @@ def _log_marginal(descent: Descent, touch: Touch) -> Tensor:
     target = block.parts[touch.part]
     rest = [part for part in block.parts if part is not target]
     own = log_factors(target, descent.u)[touch.positions]
-    if _is_matrix(block, target, rest):
+    if isinstance(values, StreamedCells):
+        marginal, shift = _from_stream(descent, values, touch, target.axes[0], rest)
+    elif _is_matrix(block, target, rest):
         marginal, shift = _from_matrix(descent, values, touch, target.axes[0], rest)
     else:
         marginal, shift = _from_cells(descent, block, values, target, rest)
@@ -175,6 +182,14 @@ def _from_matrix(
     return torch.mv(matrix, weights), shift
 
 
+def _from_stream(
+    descent: Descent, values: StreamedCells, touch: Touch, axis: int, rest: list[Part]
+) -> tuple[Tensor, Tensor | float]:
+    """The same of cells that are not in memory."""
+    weights, shift = _exp(descent.power * log_factors(rest[0], descent.u), values)
+    return values.marginal(axis, touch.positions, weights, math.isinf(descent.p)), shift
+
+
 def _from_cells(
     descent: Descent, block: Block, values: Tensor, target: Part, rest: list[Part]
 ) -> tuple[Tensor, Tensor | float]:
@@ -193,10 +208,10 @@ def _from_cells(
     return values.reshape(-1), shift
 
 
-def _exp(logs: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def _exp(logs: Tensor, values: Tensor | StreamedCells) -> tuple[Tensor, Tensor]:
     """exp(logs - shift) in the values' dtype, shift = max: it cannot overflow."""
     shift = logs.max()
-    return (logs - shift).exp().to(values), shift
+    return (logs - shift).exp().to(values.device, values.dtype), shift
 
 
 def _add_(total: Tensor, touch: Touch, logs: Tensor, largest: bool) -> None:
