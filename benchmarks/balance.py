@@ -47,9 +47,9 @@ from benchmarks._balance_plot import draw
 from benchmarks._environment import RESULTS, environment, write_json
 from benchmarks.unet import UNet
 from enorm_fx.model_plan import Plan
+from enorm_fx.step.careful import CarefulStep
 from enorm_fx.step.coarse import Coarse, correct_, make_coarse, unbounded
-from enorm_fx.step.program import Program
-from enorm_fx.step.solve import Descent, alive, imbalance, log_cost, sweep_
+from enorm_fx.step.descent import Descent, alive, imbalance, log_cost, sweep_
 
 TOLERANCE = 1e-10
 ALLOWED = 15  # corrected cycles to an objective gap of TOLERANCE
@@ -122,7 +122,7 @@ def begin(plan: Plan) -> tuple[Descent, Coarse]:
 
     Raises ValueError if J has no minimum along some group.
     """
-    program = Program(plan, plan.groups, p=2.0, c=1.0, wide=True)
+    program = CarefulStep(plan, plan.groups, p=2.0, c=1.0, wide=True)
     program.bind_()
     descent, _ = program.measure_()
     coarse = make_coarse(descent, alive(descent))

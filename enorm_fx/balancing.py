@@ -12,13 +12,13 @@ from torch import nn
 from enorm_fx.analysis import as_plan
 from enorm_fx.errors import ArgumentError
 from enorm_fx.model_plan import Plan
+from enorm_fx.step.careful import CarefulStep
 from enorm_fx.step.checks import check_exact, check_finite, check_settings
 from enorm_fx.step.converge import converge_
+from enorm_fx.step.descent import Descent, log_cost
 from enorm_fx.step.measure import objective
 from enorm_fx.step.normal_range import HeldBack
 from enorm_fx.step.precision import full_precision
-from enorm_fx.step.program import Program
-from enorm_fx.step.solve import Descent, log_cost
 
 _LOG_2 = math.log(2.0)
 
@@ -88,27 +88,27 @@ def balance(
         raise ArgumentError(f"tol must be between 0 and 1, not {tol!r}")
     plan = as_plan(model_or_plan, example_inputs, batchnorm)
     p = float(p)
-    program = Program(plan, plan.groups, p=p, c=c, exact=check_exact(plan, exact), wide=True)
-    program.bind_()
+    careful = CarefulStep(plan, plan.groups, p=p, c=c, exact=check_exact(plan, exact), wide=True)
+    careful.bind_()
     check_finite(plan)
     before = objective(plan, p, c)
-    with full_precision(program.device):
-        writes = program.collect(None, None, gradients=True)
-        descent, sizes = program.measure_()
+    with full_precision(careful.device):
+        writes = careful.collect(None, None, gradients=True)
+        descent, sizes = careful.measure_()
         cycles, gap = converge_(descent, tol)
-        held = _round_(descent, program) if exact else ()
-        program.apply_(descent.u, sizes, writes)
+        held = _round_(descent, careful) if exact else ()
+        careful.apply_(descent.u, sizes, writes)
     largest = float(descent.u.abs().amax())
     return Report(before, objective(plan, p, c), cycles, largest, gap, held)
 
 
-def _round_(descent: Descent, program: Program) -> tuple[HeldBack, ...]:
+def _round_(descent: Descent, careful: CarefulStep) -> tuple[HeldBack, ...]:
     """Log scales to multiples of log 2 by which no number leaves its range; 0 if that is better."""
     rounded = (descent.u / _LOG_2).round() * _LOG_2
     descent.u = torch.zeros_like(rounded)
     before = log_cost(descent)
     descent.u = rounded
-    held = program.hold_in_range_(descent.u)
+    held = careful.hold_in_range_(descent.u)
     if not log_cost(descent) < before:
         descent.u = torch.zeros_like(rounded)
     return held

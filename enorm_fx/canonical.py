@@ -13,12 +13,12 @@ from enorm_fx.model_plan import Plan
 from enorm_fx.plan.data import PlanData
 from enorm_fx.step.apply import rescale_
 from enorm_fx.step.attained import attained, moved_by
+from enorm_fx.step.careful import CarefulStep
 from enorm_fx.step.checks import check_finite
 from enorm_fx.step.converge import converge_
 from enorm_fx.step.even import even_out_
 from enorm_fx.step.measure import objective
 from enorm_fx.step.precision import full_precision
-from enorm_fx.step.program import Program
 
 _TOLERANCE = 1e-10  # cycles go on to 1e-13 by themselves, where rounding admits it
 
@@ -58,10 +58,10 @@ def canonical_scales(plan: PlanData) -> tuple[Tensor, int, float]:
     Nothing is written. Raises NonFiniteError or PlanError.
     """
     check_finite(plan)
-    program = Program(plan, plan.groups, p=2.0, wide=True)
-    program.bind_()
-    with full_precision(program.device):
-        descent, _ = program.measure_()
+    careful = CarefulStep(plan, plan.groups, p=2.0, wide=True)
+    careful.bind_()
+    with full_precision(careful.device):
+        descent, _ = careful.measure_()
         settled = attained(descent)
         for block, values in zip(descent.layout.blocks, descent.in_memory(), strict=True):
             values.masked_fill_(moved_by(block, ~settled), 0.0)
@@ -70,10 +70,10 @@ def canonical_scales(plan: PlanData) -> tuple[Tensor, int, float]:
     if not bool(settled.all()):
         # Biases have their say about what is left.
         every = tuple(replace(scaled, counted=True) for scaled in plan.parameters)
-        program = Program(replace(plan, parameters=every), plan.groups, p=2.0, wide=True)
-        program.bind_()
-        with full_precision(program.device):
-            descent, _ = program.measure_()
+        careful = CarefulStep(replace(plan, parameters=every), plan.groups, p=2.0, wide=True)
+        careful.bind_()
+        with full_precision(careful.device):
+            descent, _ = careful.measure_()
             descent.u = u.to(descent.u.device)
             even_out_(descent, ~settled.to(u.device))
             u = descent.u

@@ -18,14 +18,14 @@ from enorm_fx.errors import ArgumentError
 from enorm_fx.model_plan import Plan
 from enorm_fx.plan.records import Group
 from enorm_fx.step.backends import BACKENDS, CHECKS
+from enorm_fx.step.careful import CarefulStep
 from enorm_fx.step.checks import (
     check_count,
     check_exact,
     check_optimizer,
     check_settings,
 )
-from enorm_fx.step.compiled import CompiledStep
-from enorm_fx.step.program import Program
+from enorm_fx.step.runner import StepRunner
 
 
 class ENorm:
@@ -101,9 +101,9 @@ class ENorm:
         self._handle: RemovableHandle | None = None
         self._step = self._make_step()
 
-    def _make_step(self) -> CompiledStep:
+    def _make_step(self) -> StepRunner:
         settings = self._settings
-        program = Program(
+        careful = CarefulStep(
             self.plan,
             _active(self.plan, settings["last_layer"]),
             p=float(settings["p"]),
@@ -111,8 +111,8 @@ class ENorm:
             order=settings["order"],
             exact=check_exact(self.plan, settings["exact"]),
         )
-        return CompiledStep(
-            program,
+        return StepRunner(
+            careful,
             self.optimizer,
             self._buffers,
             cycles=settings["cycles"],

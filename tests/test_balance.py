@@ -15,10 +15,10 @@ from enorm_fx.errors import ArgumentError, NonFiniteError
 from enorm_fx.model_plan import Plan
 from enorm_fx.step import coarse, converge
 from enorm_fx.step.apply import rescale_
+from enorm_fx.step.careful import CarefulStep
 from enorm_fx.step.coarse import make_coarse, minimize, unbounded
+from enorm_fx.step.descent import alive
 from enorm_fx.step.measure import objective
-from enorm_fx.step.program import Program
-from enorm_fx.step.solve import alive
 from tests.support import slow_reference as slow
 from tests.support.helpers import (
     KINDS,
@@ -176,7 +176,7 @@ def test_a_scale_without_a_minimum_stays_and_the_others_are_balanced(zero: str) 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scales_with_a_minimum_are_not_taken_for_others(kind: str) -> None:
     case = make(kind, seed=3)
-    program = Program(case.plan, case.plan.groups, p=2.0, wide=True)
+    program = CarefulStep(case.plan, case.plan.groups, p=2.0, wide=True)
     program.bind_()
     with torch.no_grad():
         descent, _ = program.measure_()

@@ -15,9 +15,9 @@ from enorm_fx.canonical import canonical_scales
 from enorm_fx.errors import NonFiniteError
 from enorm_fx.model_plan import Plan
 from enorm_fx.step.attained import attained
+from enorm_fx.step.careful import CarefulStep
+from enorm_fx.step.descent import Descent
 from enorm_fx.step.even import even_out_
-from enorm_fx.step.program import Program
-from enorm_fx.step.solve import Descent
 from tests.support.helpers import KINDS, largest_error, make, random_scales, same_bits, weights
 from tests.support.laws import ROUNDING
 from tests.support.plans import chain, residual
@@ -148,10 +148,10 @@ def test_a_model_without_scales_stays() -> None:
 
 
 def measured(plan: Plan) -> Descent:
-    program = Program(plan, plan.groups, p=2.0, wide=True)
-    program.bind_()
+    careful = CarefulStep(plan, plan.groups, p=2.0, wide=True)
+    careful.bind_()
     with torch.no_grad():
-        return program.measure_()[0]
+        return careful.measure_()[0]
 
 
 def on_a_cycle(plan: Plan) -> list[bool]:

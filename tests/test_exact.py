@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from enorm_fx import analyze, balance
 from enorm_fx.model_plan import Plan
-from enorm_fx.step.program import Program
+from enorm_fx.step.careful import CarefulStep
 from tests.support.helpers import make, outputs, same_bits, weights
 from tests.support.plans import chain
 
@@ -128,7 +128,7 @@ def test_without_holding_back_numbers_would_leave_the_range(
         model[0].bias[0] = 1.0
         model[0].weight[3, 0] = 1.0
     plan = analyze(model, inputs)
-    monkeypatch.setattr(Program, "hold_in_range_", lambda *_: ())
+    monkeypatch.setattr(CarefulStep, "hold_in_range_", lambda *_: ())
     balance(plan, exact=True)
     assert not all_normal(plan)
 

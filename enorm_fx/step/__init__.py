@@ -1,10 +1,14 @@
 """How a plan runs: measure the weights, solve for the scales, apply them.
 
-order.py layout.py forms.py              what is known before the weights
-measure.py solve.py coarse.py            the mathematics, with care: float64, log space
-factors.py program.py apply.py           all of it together, all or nothing
-job.py bound.py backends.py compiled.py  the same, compiled for the memory as it is now:
-generated/                               as torch operations (an fx.GraphModule)
-native/                                  as tables for a program in C++
-checks.py precision.py                   what is refused; what no setting reaches
+What is known before the weights are: optimizer_state.py (which buffer takes which power), order.py
+(whose turn it is), layout.py (the one description of a step), matrix_view.py (weights as matrices).
+
+The mathematics, with care, in float64 and log space: measure.py, descent.py, coarse.py,
+converge.py, factors.py; careful.py and apply.py put it together, all or nothing.
+
+The same compiled, for the memory as it is now: recipe.py says what there is to run, backends.py by
+what (generated/ as torch operations, native/ as tables for a program in C++), runner.py runs it,
+guard.py notices what has changed meanwhile.
+
+What is refused: checks.py, memory.py. What no setting reaches: precision.py.
 """

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from enorm_fx.plan.data import PlanData
+from enorm_fx.step.careful import CarefulStep
 from enorm_fx.step.checks import check_log_scales, check_optimizer
 from enorm_fx.step.precision import full_precision
-from enorm_fx.step.program import Program
 
 
 def rescale_(
@@ -28,10 +28,10 @@ def rescale_(
     """
     check_log_scales(plan, log_scales)
     check_optimizer(plan, optimizer)
-    program = Program(plan, None)
-    program.bind_()
-    with full_precision(program.device):
-        u = program.zeros()
+    careful = CarefulStep(plan, None)
+    careful.bind_()
+    with full_precision(careful.device):
+        u = careful.zeros()
         u[:-1] = log_scales.detach()
-        writes = program.collect(optimizer, buffers, gradients=True)
-        program.apply_(u, program.sizes(), writes)
+        writes = careful.collect(optimizer, buffers, gradients=True)
+        careful.apply_(u, careful.sizes(), writes)

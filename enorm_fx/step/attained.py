@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from enorm_fx.step.descent import Descent
 from enorm_fx.step.layout import Block, Part
-from enorm_fx.step.solve import Descent
 
 
 def attained(descent: Descent) -> Tensor:

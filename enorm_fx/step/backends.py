@@ -1,46 +1,46 @@
-"""How a job is run: as generated tensor operations, as native code, as a CUDA graph."""
+"""How a recipe is run: by generated tensor operations, by native code, by a CUDA graph.
+
+A new backend is a function that makes a `BackendStep` of a recipe, and a line in `MAKERS`.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from enorm_fx.step.generated.generate import Eager, generate
-from enorm_fx.step.job import Compiled, Job
 from enorm_fx.step.native.backend import make_native
 from enorm_fx.step.native.compiler import CompilerError
 from enorm_fx.step.native.pack import Unsupported
+from enorm_fx.step.recipe import BackendStep, Recipe
 
-BACKENDS = ("auto", "eager", "native", "cudagraph")
 CHECKS = ("sync", "async")
 _warned: set[str] = set()
 
 
-def compile_step(job: Job, backend: str) -> tuple[str, Compiled]:
+def compile_step(recipe: Recipe, backend: str) -> tuple[str, BackendStep]:
     """The name of the backend that was taken, and the step.
 
     "auto": native on the CPU, cudagraph on one CUDA device, else eager. A backend that this
-    machine or this job does not admit gives way to eager, with one warning.
+    machine or this recipe does not admit gives way to eager, with one warning.
     """
-    devices = {write.tensor.device for write in job.writes}
     if backend == "auto":
-        kinds = {device.type for device in devices}
-        backend = "native" if kinds <= {"cpu"} else "eager"
-        if kinds == {"cuda"} and len(devices) == 1:
-            backend = "cudagraph"
-    if backend == "native":
-        try:
-            return "native", make_native(job)
-        except (CompilerError, Unsupported) as error:
-            _warn_once("native", error)
-    if backend == "cudagraph":
-        if len(devices) == 1 and next(iter(devices)).type == "cuda":
-            return "cudagraph", Replayed(generate(job))
-        _warn_once("cudagraph", ValueError("the tensors do not all lie on one CUDA device"))
-    return "eager", generate(job)
+        backend = _best_for({write.tensor.device for write in recipe.writes})
+    try:
+        return backend, MAKERS[backend](recipe)
+    except (CompilerError, Unsupported) as error:
+        _warn_once(backend, error)
+    return "eager", generate(recipe)
+
+
+def _best_for(devices: set[torch.device]) -> str:
+    kinds = {device.type for device in devices}
+    if kinds <= {"cpu"}:
+        return "native"
+    return "cudagraph" if kinds == {"cuda"} and len(devices) == 1 else "eager"
 
 
 def _warn_once(backend: str, reason: Exception) -> None:
@@ -91,3 +91,19 @@ class Replayed:
 
         self._run = replay
         return replay()
+
+
+def _make_cudagraph(recipe: Recipe) -> Replayed:
+    devices = {write.tensor.device for write in recipe.writes}
+    if len(devices) != 1 or next(iter(devices)).type != "cuda":
+        raise Unsupported("the tensors do not all lie on one CUDA device")
+    return Replayed(generate(recipe))
+
+
+# A maker raises CompilerError or Unsupported where it cannot serve.
+MAKERS: Mapping[str, Callable[[Recipe], BackendStep]] = {
+    "eager": generate,
+    "native": make_native,
+    "cudagraph": _make_cudagraph,
+}
+BACKENDS = ("auto", *MAKERS)

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from enorm_fx.step.descent import Descent, log_factors
 from enorm_fx.step.layout import Block, Part
-from enorm_fx.step.solve import Descent, log_factors
 from enorm_fx.step.streamed import StreamedCells
 
 _NEWTON_STEPS = 50

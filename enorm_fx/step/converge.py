@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from enorm_fx.step.coarse import Coarse, correct_, make_coarse, unbounded
-from enorm_fx.step.solve import Descent, alive, imbalance, sweep_
+from enorm_fx.step.descent import Descent, alive, imbalance, sweep_
 
 MAX_CYCLES = 1000
 _SETTLED = 1e-13  # the gap that cycles go on to, below tol

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from enorm_fx.step.attained import moved_by
+from enorm_fx.step.descent import Descent, log_factors
 from enorm_fx.step.layout import Block
-from enorm_fx.step.solve import Descent, log_factors
 
 _ENOUGH = 1e-30  # of the squared residual that it began with
 _MOST_STEPS = 10_000

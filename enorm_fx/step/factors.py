@@ -13,9 +13,9 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from enorm_fx.step.descent import log_factors
 from enorm_fx.step.layout import Entry, Part
 from enorm_fx.step.measure import by_cells, cell_shape
-from enorm_fx.step.solve import log_factors
 
 _LOG_2 = math.log(2.0)
 _CHUNK = 1 << 18  # entries whose factors are formed at a time

@@ -59,7 +59,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Cells of a counted entry in which no scale occurs twice.
+    """CellStorage of a counted entry in which no scale occurs twice.
 
     Where two terms of a cell have the same scale (the diagonal of W in x + W x), the cell is
     taken out of the dense block (`removed`, flat cell numbers) and, unless nothing moves it,

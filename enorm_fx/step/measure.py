@@ -142,7 +142,7 @@ def _by_chunks(matrix: Tensor, p: float, dtype: torch.dtype, over_rows: bool) ->
     return out
 
 
-def size(weight: Tensor) -> Tensor:
+def max_abs(weight: Tensor) -> Tensor:
     """max |w| as a 0-dim tensor, float32 or wider; NaN and inf come through."""
     return total_of(weight, math.inf, torch.promote_types(weight.dtype, torch.float32))
 
@@ -159,7 +159,7 @@ def block_values(block: Block, cells: Tensor) -> Tensor:
 
 
 def clear_removed_(block: Block, cells: Tensor) -> None:
-    """Cells of another block, or that nothing moves, count as zero here."""
+    """CellStorage of another block, or that nothing moves, count as zero here."""
     if block.removed is not None:
         cells.view(-1).index_fill_(0, block.removed, 0.0)
 

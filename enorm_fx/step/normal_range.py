@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from enorm_fx.step.descent import log_factors
 from enorm_fx.step.layout import Entry
 from enorm_fx.step.measure import by_cells, reduced_axes
-from enorm_fx.step.solve import log_factors
 
 _LOG_2 = math.log(2.0)
 

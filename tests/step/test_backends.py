@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from enorm_fx.enorm import ENorm
 from enorm_fx.errors import NonFiniteError
 from enorm_fx.step import backends
+from enorm_fx.step.careful import CarefulStep
 from enorm_fx.step.native import compiler
-from enorm_fx.step.program import Program
 from tests.support.helpers import (
     BACKENDS,
     buffers,
@@ -129,7 +129,7 @@ def test_threads_dtypes_and_memory_orders_do_not_matter(
     # A buffer whose memory has another order than its weight.
     state = optimizer.state[model[8].weight]
     state["momentum_buffer"] = state["momentum_buffer"].t().contiguous().t()
-    program = Program(plan, plan.groups, p=float(p), c=1.1)
+    program = CarefulStep(plan, plan.groups, p=float(p), c=1.1)
     tensors = tensors_of(case.model, optimizer)
     old = copied(tensors)
     program.run_(optimizer, None, 2)

@@ -14,11 +14,11 @@ from torch.optim import SGD, Adam, Optimizer
 
 from enorm_fx import analyze
 from enorm_fx.model_plan import Plan
+from enorm_fx.step.careful import CarefulStep
 from enorm_fx.step.generated.generate import Eager, generate
 from enorm_fx.step.generated.tuning import Tuning
 from enorm_fx.step.native.backend import make_native
 from enorm_fx.step.native.compiler import find_compiler
-from enorm_fx.step.program import Program
 from tests.support import slow_reference as slow
 from tests.support.dags import Replay, seeded_recipe, tensors_for
 from tests.support.helpers import (
@@ -42,21 +42,21 @@ NATIVE = Tuning(-1, -1)  # not a tuning: the other backend, under the same laws
 BAD = (math.nan, math.inf, -math.inf)
 
 
-def program_of(plan: Plan, **settings: Any) -> Program:
-    return Program(plan, plan.groups, **{"p": 2.0, **settings})
+def program_of(plan: Plan, **settings: Any) -> CarefulStep:
+    return CarefulStep(plan, plan.groups, **{"p": 2.0, **settings})
 
 
 def generated(
-    program: Program,
+    program: CarefulStep,
     optimizer: Optimizer | None = None,
     cycles: int = 1,
     tuning: Tuning | None = None,
 ) -> Any:
     program.bind_()
-    job = program.job(program.collect(optimizer, None, gradients=False), cycles)
+    recipe = program.recipe(program.collect(optimizer, None, gradients=False), cycles)
     if tuning is NATIVE:
-        return make_native(job) if find_compiler() else generate(job)
-    return generate(job, tuning)
+        return make_native(recipe) if find_compiler() else generate(recipe)
+    return generate(recipe, tuning)
 
 
 def check(

@@ -11,10 +11,10 @@ from torch import nn
 from enorm_fx.analysis import analyze
 from enorm_fx.errors import NonFiniteError
 from enorm_fx.step import factors, measure, streamed
+from enorm_fx.step.careful import CarefulStep
 from enorm_fx.step.converge import converge_
 from enorm_fx.step.layout import Entry
 from enorm_fx.step.measure import objective
-from enorm_fx.step.program import Program
 from enorm_fx.step.streamed import StreamedCells
 from tests.support.helpers import KINDS, largest_error, make, same_bits, weights
 from tests.support.plans import chain
@@ -27,11 +27,11 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(factors, "_CHUNK", 5)
 
 
-def _program(kind: str, p: float, room: int | None) -> Program:
+def _careful(kind: str, p: float, room: int | None) -> CarefulStep:
     plan = make(kind, seed=3).plan
-    program = Program(plan, plan.groups, p=p, c=1.1, wide=True, room=room)
-    program.bind_()
-    return program
+    careful = CarefulStep(plan, plan.groups, p=p, c=1.1, wide=True, room=room)
+    careful.bind_()
+    return careful
 
 
 @pytest.mark.parametrize("p", [2, math.inf])
@@ -40,7 +40,7 @@ def test_a_descent_needs_no_cells_in_memory(kind: str, p: float) -> None:
     found = []
     for room in (None, 0):
         with torch.no_grad():
-            descent, sizes = _program(kind, p, room).measure_()
+            descent, sizes = _careful(kind, p, room).measure_()
             cycles, gap = converge_(descent, 1e-10)
         assert gap <= 1e-10
         found.append((descent.u, sizes, cycles))
@@ -56,10 +56,10 @@ def test_only_what_finds_no_room_is_streamed() -> None:
     )  # fmt: skip
     plan = analyze(wide, torch.zeros(2, 4))
     for room, count in ((None, 0), (10**6, 0), (8 * 800 + 8 * 100, 1), (0, 2)):
-        program = Program(plan, plan.groups, p=2.0, wide=True, room=room)
-        program.bind_()
+        careful = CarefulStep(plan, plan.groups, p=2.0, wide=True, room=room)
+        careful.bind_()
         with torch.no_grad():
-            values = program.measure_()[0].values
+            values = careful.measure_()[0].values
         assert sum(isinstance(v, StreamedCells) for v in values) == count
 
 
@@ -95,11 +95,11 @@ def test_a_weight_that_is_not_finite_is_found(bad: float) -> None:
     name = next(s.name for s in case.plan.parameters if len(s.shape) == 2 and len(s.terms) == 2)
     with torch.no_grad():
         case.model.get_parameter(name).view(-1)[-1] = bad
-        program = Program(case.plan, case.plan.groups, p=2.0, wide=True, room=0)
-        program.bind_()
-        descent, sizes = program.measure_()
+        careful = CarefulStep(case.plan, case.plan.groups, p=2.0, wide=True, room=0)
+        careful.bind_()
+        descent, sizes = careful.measure_()
         with pytest.raises(NonFiniteError, match="entries that are not finite"):
-            program.edits(descent.u, sizes)
+            careful.edits(descent.u, sizes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -107,17 +107,17 @@ def test_a_weight_that_is_not_finite_is_found(bad: float) -> None:
 def test_edits_do_what_a_step_writes(kind: str, dtype: torch.dtype) -> None:
     case = make(kind, seed=5)
     case.model.to(dtype)
-    program = Program(case.plan, case.plan.groups, p=2.0, wide=True)
-    program.bind_()
+    careful = CarefulStep(case.plan, case.plan.groups, p=2.0, wide=True)
+    careful.bind_()
     before = weights(case.model)
     with torch.no_grad():
-        descent, sizes = program.measure_()
+        descent, sizes = careful.measure_()
         converge_(descent, 1e-10)
-        edits = program.edits(descent.u, sizes)
+        edits = careful.edits(descent.u, sizes)
         assert same_bits(weights(case.model), before)
         for name, edit in edits.items():
             edit(before[name])
-        program.apply_(descent.u, sizes, program.collect(None, None, gradients=False))
+        careful.apply_(descent.u, sizes, careful.collect(None, None, gradients=False))
     assert same_bits(weights(case.model), before)
     assert edits
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from enorm_fx.model_plan import Plan
+from enorm_fx.step.careful import CarefulStep
 from enorm_fx.step.native.compiler import find_compiler
-from enorm_fx.step.program import Program
 from tests.support.plans import Case, all_cases
 
 ORDERS = ("sequential", "colored", "simultaneous")
@@ -96,7 +96,7 @@ def careful(
     """Weights and buffers after a step of the careful program; the case stays as it is."""
     tensors = tensors_of(case.model, optimizer)
     old = copied(tensors)
-    Program(case.plan, case.plan.groups, p=2.0).run_(optimizer, None, 1)
+    CarefulStep(case.plan, case.plan.groups, p=2.0).run_(optimizer, None, 1)
     result = weights(case.model), buffers(optimizer)
     restore_(tensors, old)
     return result

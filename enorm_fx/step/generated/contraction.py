@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from enorm_fx.step.generated.cells import Cells
+from enorm_fx.step.generated.cell_storage import CellStorage
 from enorm_fx.step.generated.script import Script
 
 
 class Contraction:
     """Writes sums over cells; largest: maxima in their place."""
 
-    def __init__(self, script: Script, cells: Cells, largest: bool) -> None:
+    def __init__(self, script: Script, cells: CellStorage, largest: bool) -> None:
         self._script, self._cells, self._largest = script, cells, largest
 
     def multiply_rows(

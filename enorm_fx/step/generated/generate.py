@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from enorm_fx.step.generated.cells import Cells
-from enorm_fx.step.generated.products import Products
+from enorm_fx.step.generated.cell_storage import CellStorage
+from enorm_fx.step.generated.multiply import Multiply
 from enorm_fx.step.generated.script import Built, Result, Script, text
 from enorm_fx.step.generated.state import State, make_state
 from enorm_fx.step.generated.tuning import Tuning, tuning_for
 from enorm_fx.step.generated.updates import Updates
-from enorm_fx.step.job import Job
 from enorm_fx.step.precision import full_precision
+from enorm_fx.step.recipe import Recipe
 
 # Parts of the exponent range of the narrowest dtype that weights, and factors, may take. They add
 # up to less than one, so that a weight times its factors stays in range.
@@ -60,36 +60,36 @@ class Eager:
         return ok
 
 
-def generate(job: Job, tuning: Tuning | None = None) -> Eager:
-    """Write the step of a job. All memory that it needs is allocated here."""
+def generate(recipe: Recipe, tuning: Tuning | None = None) -> Eager:
+    """Write the step of a recipe. All memory that it needs is allocated here."""
     script = Script()
     with torch.no_grad():
-        _name(script, job)
-        state = make_state(script, job)
+        _name(script, recipe)
+        state = make_state(script, recipe)
         if tuning is None:
             tuning = tuning_for(state.scales.device)
-        cells = Cells(script, job, state, tuning)
-        updates = Updates(script, job, state, cells, tuning)
-        checks = _Checks(script, job, state)
+        cells = CellStorage(script, recipe, state, tuning)
+        updates = Updates(script, recipe, state, cells, tuning)
+        checks = _Checks(script, recipe, state)
         scales = script.named(state.scales, "scales")
         script.section("measure: sums of |w|^p over entries that take the same factor")
         script.call("fill_", scales, script.number("one", 1.0, scales))
         cells.measure()
-        for cycle in range(job.cycles):
+        for cycle in range(recipe.cycles):
             updates.cycle()
             if cycle == 0:
                 checks.sizes(updates.least_share)
             checks.factors()
         ok = checks.all()
-        Products(script, job, state, tuning).write(ok)
+        Multiply(script, recipe, state, tuning).write(ok)
         return Eager(script.build(ok), state.scales.device)
 
 
-def _name(script: Script, job: Job) -> None:
-    names = [entry.name for entry in job.layout.entries]
-    for name, weight in zip(names, job.weights, strict=True):
+def _name(script: Script, recipe: Recipe) -> None:
+    names = [entry.name for entry in recipe.layout.entries]
+    for name, weight in zip(names, recipe.weights, strict=True):
         script.named(weight, name)
-    for write in job.writes:
+    for write in recipe.writes:
         # What is not a weight by now is a buffer of the optimizer.
         script.named(write.tensor.detach(), f"{names[write.entry]}_buffer")
 
@@ -100,15 +100,15 @@ class _Checks:
     Every comparison is one that a NaN fails.
     """
 
-    def __init__(self, script: Script, job: Job, state: State) -> None:
-        self._script, self._job, self._state = script, job, state
-        self._uncounted = _uncounted(job)
-        room = 1 + len(self._uncounted) + job.cycles
+    def __init__(self, script: Script, recipe: Recipe, state: State) -> None:
+        self._script, self._recipe, self._state = script, recipe, state
+        self._uncounted = _uncounted(recipe)
+        room = 1 + len(self._uncounted) + recipe.cycles
         self._numbers, self._limits = state.sums.new_zeros(room), [1.0] * room
         self._taken = 0
         most = math.log(torch.finfo(state.sums.dtype).max)
-        limit = min([most, *(math.log(torch.finfo(w.tensor.dtype).max) for w in job.writes)])
-        rates = (job.layout.entries[w.entry].rate * abs(w.exponent) for w in job.writes)
+        limit = min([most, *(math.log(torch.finfo(w.tensor.dtype).max) for w in recipe.writes)])
+        rates = (recipe.layout.entries[w.entry].rate * abs(w.exponent) for w in recipe.writes)
         fastest = max([1.0, *rates])
         self._log_size, self._log_factor = _SIZES * limit, _FACTORS * limit / fastest
 
@@ -121,7 +121,7 @@ class _Checks:
         script.section("are the weights finite, and well in range?")
         if self._state.taken:
             sums = script.named(self._state.sums[: self._state.taken], "sums")
-            slot = self._slot(self._job.power * self._log_size + math.log(least_share))
+            slot = self._slot(self._recipe.power * self._log_size + math.log(least_share))
             script.call(torch.amax, sums, 0, out=slot)
         for tensors in self._uncounted:
             line, slot = self._line(tensors), self._slot(self._log_size)
@@ -133,7 +133,7 @@ class _Checks:
         """The scales after a cycle, up and down."""
         script = self._script
         script.section("are the factors finite, and well in range?")
-        slot = self._slot(self._job.power * self._log_factor)
+        slot = self._slot(self._recipe.power * self._log_factor)
         flat = script.named(self._state.scales.view(-1), "scales_flat")
         script.call(torch.amax, flat, 0, out=slot)
 
@@ -162,10 +162,10 @@ class _Checks:
         return line
 
 
-def _uncounted(job: Job) -> list[list[Tensor]]:
+def _uncounted(recipe: Recipe) -> list[list[Tensor]]:
     """Weights that are in no sum; small ones, biases mostly, by dtype and device."""
     alone, together = [], defaultdict(list)
-    for entry, weight in zip(job.layout.entries, job.weights, strict=True):
+    for entry, weight in zip(recipe.layout.entries, recipe.weights, strict=True):
         if not entry.counted:
             if weight.dim() == 1 and weight.is_contiguous():
                 together[weight.dtype, weight.device].append(weight)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enorm_fx.step.generated.cells import Cells
+from enorm_fx.step.generated.cell_storage import CellStorage
 from enorm_fx.step.generated.contraction import Contraction
 from enorm_fx.step.generated.script import Script
 from enorm_fx.step.generated.state import State, offset_of, strided
 from enorm_fx.step.generated.terms import Terms
-from enorm_fx.step.job import Job
 from enorm_fx.step.layout import Block, CellTerm, GroupLayout, Part, Touch, first_of_run
+from enorm_fx.step.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,9 +44,9 @@ class Product:
 class Marginals:
     """Writes the marginals of touches into the sums of their groups."""
 
-    def __init__(self, script: Script, job: Job, state: State, cells: Cells) -> None:
-        self._script, self._job, self._state, self._cells = script, job, state, cells
-        self._largest = math.isinf(job.p)
+    def __init__(self, script: Script, recipe: Recipe, state: State, cells: CellStorage) -> None:
+        self._script, self._recipe, self._state, self._cells = script, recipe, state, cells
+        self._largest = math.isinf(recipe.p)
         self._terms = Terms(script, state)
         self._contraction = Contraction(script, cells, self._largest)
         self._summed: set[int] = set()
@@ -66,7 +66,7 @@ class Marginals:
     def sums(self, groups: Sequence[int], coefficient: float) -> Tensor:
         """M_a of the groups, (channels,) or (groups, channels)."""
         starts = [offset_of(self._sums[group, coefficient]) for group in groups]
-        channels = self._job.layout.groups[groups[0]].channels
+        channels = self._recipe.layout.groups[groups[0]].channels
         view = strided(self._state.sums, starts, (channels,), (1,))
         side = "incoming" if coefficient > 0 else "outgoing"
         size = "" if abs(coefficient) == 1 else f"_{abs(coefficient):g}"
@@ -74,16 +74,16 @@ class Marginals:
 
     def share(self, group: GroupLayout, touch: Touch) -> float:
         """c^(-p * depth) of the touched block, as a part of the group's largest."""
-        blocks = self._job.layout.blocks
-        rate = -self._job.power * math.log(self._job.c)
+        blocks = self._recipe.layout.blocks
+        rate = -self._recipe.power * math.log(self._recipe.c)
         nearest = max(rate * blocks[t.block].depth for t in group.touches)
         return math.exp(rate * blocks[touch.block].depth - nearest)
 
     def check_rest(self) -> None:
         """Sums of the blocks that no marginal has been taken of."""
-        for number, block in enumerate(self._job.layout.blocks):
+        for number, block in enumerate(self._recipe.layout.blocks):
             if number not in self._summed:
-                name = self._job.layout.entries[block.entry].name
+                name = self._recipe.layout.entries[block.entry].name
                 self._script.section(f"{name}: nothing to balance; is it finite?")
                 for _, values in self._cells.pieces(number):
                     total = self._script.named(self._state.take(1).view(()), f"{name}_total")
@@ -108,7 +108,7 @@ class Marginals:
         return tuple(places)
 
     def _as_product(self, group: GroupLayout, touch: Touch) -> Product | None:
-        block = self._job.layout.blocks[touch.block]
+        block = self._recipe.layout.blocks[touch.block]
         part, matrix = block.parts[touch.part], _matrix(block, touch.part)
         covered, at = touch.channels, touch.positions
         if matrix is None or not (isinstance(covered, slice) and isinstance(at, slice)):
@@ -137,7 +137,7 @@ class Marginals:
 
     def multiply(self, groups: Sequence[int], products: Sequence[Product]) -> None:
         """One product of each group, all of one structure and at even distances."""
-        one, channels = products[0], self._job.layout.groups[groups[0]].channels
+        one, channels = products[0], self._recipe.layout.groups[groups[0]].channels
         self._summed.update(product.block for product in products)
         out, add = self.sums(groups, one.coefficient), self._extends(groups[0], one.coefficient)
         factors = None
@@ -165,8 +165,8 @@ class Marginals:
 
     def collect(self, number: int, touch: Touch) -> None:
         """The marginal of one touch of any kind."""
-        group, script = self._job.layout.groups[number], self._script
-        part = self._job.layout.blocks[touch.block].parts[touch.part]
+        group, script = self._recipe.layout.groups[number], self._script
+        part = self._recipe.layout.blocks[touch.block].parts[touch.part]
         self._terms.begin()
         add = self._extends(number, touch.coefficient)
         out = self.sums((number,), touch.coefficient)
@@ -201,7 +201,7 @@ class Marginals:
 
     def _whole(self, number: int, part_number: int) -> Tensor:
         """Marginals at all positions of a part, flat, without the part's own factors."""
-        block, script = self._job.layout.blocks[number], self._script
+        block, script = self._recipe.layout.blocks[number], self._script
         target, size = block.parts[part_number], math.prod(block.parts[part_number].shape)
         if number in self._before:
             out = self._terms.temporary((size,), self._state.sums)
@@ -262,11 +262,11 @@ class Marginals:
         return before
 
     def _name(self, block: int) -> str:
-        return self._job.layout.entries[self._job.layout.blocks[block].entry].name
+        return self._recipe.layout.entries[self._recipe.layout.blocks[block].entry].name
 
     def _allocate(self) -> dict[tuple[int, float], Tensor]:
         """Sums by group and coefficient; those of a kind lie at even distances."""
-        groups, sums = self._job.layout.groups, {}
+        groups, sums = self._recipe.layout.groups, {}
         for side in ("positive", "negative"):
             for rank in range(max((len(getattr(g, side)) for g in groups), default=0)):
                 for number, group in enumerate(groups):

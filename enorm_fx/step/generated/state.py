@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from enorm_fx.step.generated.script import Script
-from enorm_fx.step.job import Job
 from enorm_fx.step.measure import accumulation_dtype
+from enorm_fx.step.recipe import Recipe
 
 _DEPTH_RANGE = 1e6  # of c^(-p * depth), above which float32 is not trusted with it
 
@@ -21,8 +21,8 @@ class State:
     """scales: (2, num_scales + 1), exp(p * u) and exp(-p * u) (p = inf: without p); the last column
     stays 1 and is what pinned positions (-1) read.
 
-    sums: flat, nonnegative. In the first cycle every entry of a counted weight is a summand of one
-    of them, without any factor: where all are finite and small, so are the weights.
+    sums: flat, nonnegative. The sums of the first cycle cover every counted entry, unscaled: where
+    all of them are finite and small, so are the weights.
     """
 
     scales: Tensor
@@ -35,12 +35,14 @@ class State:
         return self.sums[self.taken - size : self.taken]
 
 
-def state_dtype(job: Job) -> torch.dtype:
+def state_dtype(recipe: Recipe) -> torch.dtype:
     """That of the cells, if they agree; float64 where they do not, or c reaches far."""
-    counted = {block.entry for block in job.layout.blocks}
-    found = {accumulation_dtype(job.weights[entry].dtype, job.p, wide=False) for entry in counted}
-    depths = [block.depth for block in job.layout.blocks] or [0]
-    reach = abs(job.power * math.log(job.c)) * (max(depths) - min(depths))
+    counted = {block.entry for block in recipe.layout.blocks}
+    found = {
+        accumulation_dtype(recipe.weights[entry].dtype, recipe.p, wide=False) for entry in counted
+    }
+    depths = [block.depth for block in recipe.layout.blocks] or [0]
+    reach = abs(recipe.power * math.log(recipe.c)) * (max(depths) - min(depths))
     if len(found) == 1 and reach < math.log(_DEPTH_RANGE):
         return found.pop()
     return torch.float64
@@ -51,10 +53,10 @@ def offset_of(tensor: Tensor) -> int:
     return int(tensor.storage_offset())
 
 
-def make_state(script: Script, job: Job) -> State:
-    layout = job.layout
-    dtype = state_dtype(job)
-    device = job.weights[0].device if job.weights else torch.device("cpu")
+def make_state(script: Script, recipe: Recipe) -> State:
+    layout = recipe.layout
+    dtype = state_dtype(recipe)
+    device = recipe.weights[0].device if recipe.weights else torch.device("cpu")
     scales = torch.ones(2, layout.num_scales + 1, dtype=dtype, device=device)
     # Of every group a sum per coefficient, of every touch a whole part, of every block's rows one.
     room = sum(group.channels * len(group.positive + group.negative) for group in layout.groups)

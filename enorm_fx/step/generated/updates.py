@@ -18,14 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enorm_fx.step.generated.cells import Cells
+from enorm_fx.step.descent import LogMarginals, best_step, power_of
+from enorm_fx.step.generated.cell_storage import CellStorage
 from enorm_fx.step.generated.marginals import Marginals, Product
 from enorm_fx.step.generated.script import Script
 from enorm_fx.step.generated.state import State, strided
 from enorm_fx.step.generated.tuning import Tuning
-from enorm_fx.step.job import Job
-from enorm_fx.step.layout import GroupLayout, Layout
-from enorm_fx.step.solve import Descent, Sides, best_step
+from enorm_fx.step.layout import GroupLayout
+from enorm_fx.step.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,26 +40,26 @@ class _Turn:
 
 
 class Updates:
-    """Writes cycles over the groups of a job."""
+    """Writes cycles over the groups of a recipe."""
 
     def __init__(
-        self, script: Script, job: Job, state: State, cells: Cells, tuning: Tuning
+        self, script: Script, recipe: Recipe, state: State, cells: CellStorage, tuning: Tuning
     ) -> None:
-        self._script, self._job, self._state, self._cells = script, job, state, cells
-        self._marginals = Marginals(script, job, state, cells)
+        self._script, self._recipe, self._state, self._cells = script, recipe, state, cells
+        self._marginals = Marginals(script, recipe, state, cells)
         self._small = tuning.small
 
     @property
     def least_share(self) -> float:
         """The least weight that c gives to a summand of the sums."""
-        groups = self._job.layout.groups
+        groups = self._recipe.layout.groups
         shares = (self._marginals.share(group, t) for group in groups for t in group.touches)
         return min(shares, default=1.0)
 
     def cycle(self) -> None:
         """One cycle over all groups."""
-        groups = self._job.layout.groups
-        for batch in self._job.layout.batches:
+        groups = self._recipe.layout.groups
+        for batch in self._recipe.layout.batches:
             # A group with one side only has no minimum, and stays.
             self._batch([g for g in batch if groups[g].positive and groups[g].negative])
         self._marginals.check_rest()
@@ -79,21 +79,21 @@ class Updates:
             self._script.section(self._title(turn))
             self._step(turn.groups)
         for number in numbers:
-            self._marginals.moved(self._job.layout.groups[number])
+            self._marginals.moved(self._recipe.layout.groups[number])
 
     def _first(self, turn: _Turn) -> GroupLayout:
-        return self._job.layout.groups[turn.groups[0]]
+        return self._recipe.layout.groups[turn.groups[0]]
 
     def _cost(self, turn: _Turn, rank: int) -> tuple[bool, int]:
         block = self._first(turn).touches[rank].block
-        return not self._cells.resident(block), self._job.layout.blocks[block].entry
+        return not self._cells.resident(block), self._recipe.layout.blocks[block].entry
 
     def _turns(self, numbers: list[int]) -> list[_Turn]:
-        """The groups in runs of one structure and even distances, in order of their first."""
+        """Split the groups into runs that one call can update: same structure, evenly spaced."""
         kinds: dict[object, list[tuple[int, tuple[Product, ...]]]] = {}
         turns = []
         for number in numbers:
-            group = self._job.layout.groups[number]
+            group = self._recipe.layout.groups[number]
             simple = len(group.positive) == len(group.negative) == 1
             products = self._marginals.as_products(group) if simple else None
             if products is None:
@@ -102,7 +102,7 @@ class Updates:
                 kinds.setdefault(self._structure(number, products), []).append((number, products))
         for members in kinds.values():
             places = [
-                (self._job.layout.groups[n].start, *self._marginals.places(n, p))
+                (self._recipe.layout.groups[n].start, *self._marginals.places(n, p))
                 for n, p in members
             ]
             for start, stop in _even_runs(places):
@@ -112,8 +112,8 @@ class Updates:
 
     def _structure(self, number: int, products: Sequence[Product]) -> object:
         """What groups that are updated together have in common."""
-        group = self._job.layout.groups[number]
-        blocks = [self._job.layout.blocks[product.block] for product in products]
+        group = self._recipe.layout.groups[number]
+        blocks = [self._recipe.layout.blocks[product.block] for product in products]
         together = all(
             math.prod(block.shape) <= self._small and self._cells.stored(product.block) is not None
             for product, block in zip(products, blocks, strict=True)
@@ -128,7 +128,7 @@ class Updates:
         )
 
     def _title(self, turn: _Turn) -> str:
-        group, layout = self._first(turn), self._job.layout
+        group, layout = self._first(turn), self._recipe.layout
         sides = [
             ", ".join(
                 dict.fromkeys(
@@ -146,8 +146,8 @@ class Updates:
     # ---- steps ----
 
     def _step(self, numbers: tuple[int, ...]) -> None:
-        group, script = self._job.layout.groups[numbers[0]], self._script
-        starts = [self._job.layout.groups[number].start for number in numbers]
+        group, script = self._recipe.layout.groups[numbers[0]], self._script
+        starts = [self._recipe.layout.groups[number].start for number in numbers]
         columns = self._state.scales.shape[1]
         up, down = (
             strided(self._state.scales, [row + start for start in starts], (group.channels,), (1,))
@@ -158,7 +158,7 @@ class Updates:
         ratio = script.scratch("ratio", up.shape, up)
         if len(group.positive) == len(group.negative) == 1:
             a, b = group.positive[0], -group.negative[0]
-            plain = a == b == 1 and group.damping == 1 and not self._job.exact
+            plain = a == b == 1 and group.damping == 1 and not self._recipe.exact
             self._ratio(numbers, ratio, up, plain)
         else:
             plain = False
@@ -167,7 +167,7 @@ class Updates:
                 for side in (group.positive, group.negative)
             ]
             coefficients = group.positive, group.negative
-            step = script.call(minimize, self._job.p, *coefficients, *sums, up, name="factor")
+            step = script.call(minimize, self._recipe.p, *coefficients, *sums, up, name="factor")
             script.call("copy_", ratio, step)
         if plain:
             script.call(torch.sqrt, ratio, out=up)
@@ -177,7 +177,7 @@ class Updates:
 
     def _ratio(self, numbers: tuple[int, ...], ratio: Tensor, up: Tensor, plain: bool) -> None:
         """plain: ratio = M_b / M_a, 1 for dead channels. Else it is new x / old x."""
-        group, script = self._job.layout.groups[numbers[0]], self._script
+        group, script = self._recipe.layout.groups[numbers[0]], self._script
         a, b = group.positive[0], -group.negative[0]
         above, below = (self._marginals.sums(numbers, k) for k in (a, -b))
         smaller = script.scratch("smaller", ratio.shape, ratio)
@@ -187,7 +187,7 @@ class Updates:
         # Not "alive if larger": a NaN must come through.
         script.call(torch.lt, smaller, script.number("tiny", self._tiny(group), ratio), out=dead)
         if not plain:
-            if a != b and not math.isinf(self._job.p):
+            if a != b and not math.isinf(self._recipe.p):
                 script.call("mul_", ratio, b / a)
             script.call("pow_", ratio, 1 / (a + b))
             script.call("div_", ratio, up)
@@ -195,14 +195,14 @@ class Updates:
 
     def _move(self, group: GroupLayout, ratio: Tensor, up: Tensor) -> None:
         """x *= ratio, damped, and a power of two if so wanted."""
-        script, job = self._script, self._job
+        script, recipe = self._script, self._recipe
         if group.damping > 1:
             script.call("pow_", ratio, 1 / group.damping)
-        if job.exact:
+        if recipe.exact:
             script.call("log2_", ratio)
-            script.call("mul_", ratio, 1 / job.power)
+            script.call("mul_", ratio, 1 / recipe.power)
             script.call("round_" if group.symmetric else "trunc_", ratio)
-            script.call("mul_", ratio, job.power)
+            script.call("mul_", ratio, recipe.power)
             script.call("exp2_", ratio)
         script.call("mul_", up, ratio)
 
@@ -235,10 +235,9 @@ def minimize(
             for a, m in zip(coefficients, sums, strict=True)
         )
 
-    sides = Sides(side(positive, above), side(negative, below))
-    descent = Descent(Layout(0, (), (), (), ()), (), p, 1.0, log_x)
-    step = torch.where(sides.alive(), best_step(descent, sides), 0.0)
-    return (descent.power * step).exp().to(x)
+    marginals = LogMarginals(side(positive, above), side(negative, below))
+    step = torch.where(marginals.alive(), best_step(p, marginals), 0.0)
+    return (power_of(p) * step).exp().to(x)
 
 
 def _even_runs(places: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:

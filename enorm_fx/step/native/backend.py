@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from enorm_fx.step.generated.generate import generate
-from enorm_fx.step.job import Job
 from enorm_fx.step.native.compiler import load
 from enorm_fx.step.native.pack import DTYPES, Packer, Unsupported
+from enorm_fx.step.recipe import Recipe
 
 _forked: list[bool] = []  # not empty in a process that was forked from one that knew this module
 if hasattr(os, "register_at_fork"):
@@ -21,9 +21,9 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Native:
-    """A packed job. keep: all memory that it points into."""
+    """A packed recipe. keep: all memory that it points into."""
 
-    job: Job
+    recipe: Recipe
     library: ctypes.CDLL
     packed: Any
     threads: int
@@ -32,7 +32,7 @@ class Native:
     @property
     def code(self) -> str:
         """The same step as torch operations; nobody can read the tables."""
-        return generate(self.job).code
+        return generate(self.recipe).code
 
     def run(self) -> bool:
         # A forked process has none of its parent's threads, and OpenMP would wait for them.
@@ -40,13 +40,13 @@ class Native:
         return bool(self.library.enorm_run(ctypes.byref(self.packed), threads))
 
 
-def make_native(job: Job) -> Native:
+def make_native(recipe: Recipe) -> Native:
     """Raises compiler.CompilerError, or Unsupported: then take another backend."""
     loaded = load()
-    for write in job.writes:
+    for write in recipe.writes:
         if write.tensor.device.type != "cpu" or write.tensor.dtype not in DTYPES:
             raise Unsupported(f"{write.tensor.dtype} on {write.tensor.device}")
         if write.tensor.dtype == torch.float16 and not loaded.enorm_has_half():
             raise Unsupported("the compiler has no half precision numbers")
-    packer = Packer(job)
-    return Native(job, loaded, packer.pack(), packer.threads, packer.keep)
+    packer = Packer(recipe)
+    return Native(recipe, loaded, packer.pack(), packer.threads, packer.keep)

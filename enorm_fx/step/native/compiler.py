@@ -45,7 +45,7 @@ def load() -> ctypes.CDLL:
         except (CompilerError, OSError) as error:
             reasons.append(str(error))
         else:
-            library.enorm_run.argtypes = [ctypes.POINTER(tables.Job), ctypes.c_int]
+            library.enorm_run.argtypes = [ctypes.POINTER(tables.Recipe), ctypes.c_int]
             library.enorm_run.restype = ctypes.c_int
             library.enorm_has_half.argtypes = []
             library.enorm_has_half.restype = ctypes.c_int

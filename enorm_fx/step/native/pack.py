@@ -1,4 +1,4 @@
-"""A job packed into the tables that step.cpp runs through."""
+"""A recipe packed into the tables that step.cpp runs through."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from enorm_fx.step.factors import Write
-from enorm_fx.step.forms import Form, cell_numbers, make_form, memory_order
-from enorm_fx.step.job import Job
 from enorm_fx.step.layout import Block, CellTerm, GroupLayout, first_of_run
+from enorm_fx.step.matrix_view import MatrixView, cell_numbers, make_view, memory_order
 from enorm_fx.step.measure import accumulation_dtype
 from enorm_fx.step.native import tables
+from enorm_fx.step.recipe import Recipe
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _MOST_IDS = 2**31 - 1  # ids are 32 bits wide in the tables
@@ -28,71 +28,71 @@ Row = dict[str, Any]  # a structure of tables.h, by the names of its fields
 
 
 class Unsupported(Exception):
-    """This job is not for the native backend. Never reaches the user."""
+    """This recipe is not for the native backend. Never reaches the user."""
 
 
 class Packer:
-    """Builds the tables of one job. Tensors and tables are kept alive in `keep`."""
+    """Builds the tables of one recipe. Tensors and tables are kept alive in `keep`."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
         self.keep: list[Any] = []
         self.threads = max(1, torch.get_num_threads())
-        if sum(write.tensor.numel() for write in job.writes) < _FEW_ENTRIES:
+        if sum(write.tensor.numel() for write in recipe.writes) < _FEW_ENTRIES:
             self.threads = 1
-        self.scales = job.layout.num_scales
-        terms = [t for e in job.layout.entries for part in e.parts for t in part.terms]
-        terms += [t for b in job.layout.blocks for part in b.parts for t in part.terms]
+        self.scales = recipe.layout.num_scales
+        terms = [t for e in recipe.layout.entries for part in e.parts for t in part.terms]
+        terms += [t for b in recipe.layout.blocks for part in b.parts for t in part.terms]
         self.coefficients = [1.0, *sorted({t.coefficient for t in terms} - {1.0})]
-        self.exponents = sorted({write.exponent for write in job.writes})
+        self.exponents = sorted({write.exponent for write in recipe.writes})
         self.products = sorted({x * a for x in self.exponents for a in self.coefficients})
-        self.forms: list[Form] = []
+        self.forms: list[MatrixView] = []
         self.form_numbers: dict[object, int] = {}
         self.sources: list[Row] = []
         self.owner = torch.full((self.scales + 1,), -1)
-        for number, group in enumerate(job.layout.groups):
+        for number, group in enumerate(recipe.layout.groups):
             self.owner[group.start : group.start + group.channels] = number
 
     def pack(self) -> Any:
         """The table of tables. It points into what `keep` holds."""
-        job = self.job
-        if max([self.scales, *(weight.numel() for weight in job.weights)]) >= _MOST_IDS:
+        recipe = self.recipe
+        if max([self.scales, *(weight.numel() for weight in recipe.weights)]) >= _MOST_IDS:
             raise Unsupported("more entries than 32 bits number")
-        rates = [entry.rate for entry in job.layout.entries]
-        limits = [math.log(torch.finfo(weight.dtype).max) for weight in job.weights]
-        weights = [self._source(number, weight) for number, weight in enumerate(job.weights)]
+        rates = [entry.rate for entry in recipe.layout.entries]
+        limits = [math.log(torch.finfo(weight.dtype).max) for weight in recipe.weights]
+        weights = [self._source(number, weight) for number, weight in enumerate(recipe.weights)]
         blocks, block_forms = self._blocks(weights, rates, limits)
         passes, touches, groups, batches, met = self._turns(block_forms)
-        read = {job.layout.blocks[block].entry for block in met}
+        read = {recipe.layout.blocks[block].entry for block in met}
         checks = [
             {"source": weights[number], "rate": rates[number], "limit": limits[number]}
-            for number in range(len(job.weights))
+            for number in range(len(recipe.weights))
             if number not in read
         ]
         scalers, writes = self._writes()
         forms = self._table(tables.Form, [self._form(form) for form in self.forms])
         rows = max((form.rows for form in self.forms), default=1)
         cols = max((form.cols * form.run for form in self.forms), default=1)
-        channels = max((group.channels for group in job.layout.groups), default=1)
+        channels = max((group.channels for group in recipe.layout.groups), default=1)
         width = 3 * max(rows, cols, channels) + tables.TILE
         powers = len(self.coefficients)
         farthest = min(
             (
                 _REACH[torch.promote_types(w.tensor.dtype, torch.float32)]
                 / max(rates[w.entry] * abs(w.exponent), 1e-300)
-                for w in job.writes
+                for w in recipe.writes
             ),
             default=math.inf,
         )
         products = [self.products.index(x * a) for x in self.exponents for a in self.coefficients]
-        return tables.Job(
+        return tables.Recipe(
             scales=self.scales,
-            cycles=job.cycles,
+            cycles=recipe.cycles,
             threads=self.threads,
-            exact=int(job.exact),
+            exact=int(recipe.exact),
             power_count=powers,
             product_count=len(self.products),
-            p=job.p,
+            p=recipe.p,
             farthest=farthest,
             coefficients=self._doubles(self.coefficients),
             products=self._doubles(self.products),
@@ -150,7 +150,7 @@ class Packer:
             ids=self._hold(torch.cat([*ids, last]).to(torch.int32)),
         )
 
-    def _form(self, form: Form) -> Row:
+    def _form(self, form: MatrixView) -> Row:
         return {
             "rows": form.rows,
             "cols": form.cols,
@@ -165,7 +165,7 @@ class Packer:
             raise Unsupported(f"memory with gaps (strides {tensor.stride()})")
         if (entry, axes) not in self.form_numbers:
             self.form_numbers[entry, axes] = len(self.forms)
-            self.forms.append(make_form(self.job.layout.entries[entry], axes))
+            self.forms.append(make_view(self.recipe.layout.entries[entry], axes))
         self.keep.append(tensor)
         number = self.form_numbers[entry, axes]
         dtype = DTYPES[tensor.dtype]
@@ -177,24 +177,26 @@ class Packer:
     def _blocks(
         self, weights: list[int], rates: list[float], limits: list[float]
     ) -> tuple[list[Row], list[int]]:
-        job = self.job
+        recipe = self.recipe
         split = {
-            b.entry: number for number, b in enumerate(job.layout.blocks) if b.removed is not None
+            b.entry: number
+            for number, b in enumerate(recipe.layout.blocks)
+            if b.removed is not None
         }
         blocks, forms = [], []
-        for block in job.layout.blocks:
-            weight = job.weights[block.entry]
-            wide = accumulation_dtype(weight.dtype, job.p, False) == torch.float64
+        for block in recipe.layout.blocks:
+            weight = recipe.weights[block.entry]
+            wide = accumulation_dtype(weight.dtype, recipe.p, False) == torch.float64
             form = self.sources[weights[block.entry]]["form"]
             shape = self.forms[form]
             removed = picked = None
             if block.entry in split:
-                numbers = cell_numbers(job.layout.entries[block.entry], shape)
+                numbers = cell_numbers(recipe.layout.entries[block.entry], shape)
                 if block.removed is not None:
                     removed = torch.isin(numbers, block.removed).nonzero().reshape(-1)
                 if block.picked is not None:
                     picked, form = self._picked(block, block.picked, numbers)
-            sums = block.entry in split or job.p not in (1.0, 2.0, math.inf) or shape.run > 1
+            sums = block.entry in split or recipe.p not in (1.0, 2.0, math.inf) or shape.run > 1
             dtype = torch.float64 if wide else torch.float32
             size = self.forms[form].rows * self.forms[form].cols
             blocks.append(
@@ -203,7 +205,7 @@ class Packer:
                     "form": form,
                     "sums": self._room(size, dtype) if sums else None,
                     "wide": int(wide),
-                    "weight": job.c ** (-job.power * block.depth),
+                    "weight": recipe.c ** (-recipe.power * block.depth),
                     "removed_count": 0 if removed is None else len(removed),
                     "picked_count": 0 if picked is None else len(picked),
                     "picked_from": split.get(block.entry, 0),
@@ -225,7 +227,7 @@ class Packer:
         terms = tuple(
             CellTerm(term.coefficient, term.ids[place[positions]]) for term in block.parts[0].terms
         )
-        self.forms.append(Form((), 1, len(positions), 1, (), terms))
+        self.forms.append(MatrixView((), 1, len(positions), 1, (), terms))
         return positions, len(self.forms) - 1
 
     # ---- solve
@@ -238,12 +240,12 @@ class Packer:
         batches: list[Row] = []
         met: set[int] = set()
         by_group = self._touches(forms)
-        for turn in self.job.layout.batches:
+        for turn in self.recipe.layout.batches:
             numbers: dict[tuple[int, int], int] = {}
             begin, first_group, seen = len(passes), len(groups), set(met)
             plain = True
             for number in turn:
-                group = self.job.layout.groups[number]
+                group = self.recipe.layout.groups[number]
                 if not group.positive or not group.negative:
                     continue
                 if len(group.positive) + len(group.negative) > tables.MOST_SIDES:
@@ -286,7 +288,7 @@ class Packer:
     def _touches(self, forms: list[int]) -> list[list[tuple[int, int, float, Tensor, Tensor]]]:
         """By group: (block, over rows, coefficient, positions, channels)."""
         found: list[list[tuple[int, int, float, Tensor, Tensor]]] = [
-            [] for _ in self.job.layout.groups
+            [] for _ in self.recipe.layout.groups
         ]
         for block, number in enumerate(forms):
             form = self.forms[number]
@@ -295,7 +297,7 @@ class Packer:
                     owners = self.owner[term.ids]
                     for group in torch.unique(owners[owners >= 0]).tolist():
                         positions = (owners == group).nonzero().reshape(-1)
-                        channels = term.ids[positions] - self.job.layout.groups[group].start
+                        channels = term.ids[positions] - self.recipe.layout.groups[group].start
                         found[group].append(
                             (block, over_rows, term.coefficient, positions, channels)
                         )
@@ -332,7 +334,7 @@ class Packer:
         scalers: list[Row] = []
         numbers: dict[tuple[int, int, bool], int] = {}
         writes = []
-        for write in self.job.writes:
+        for write in self.recipe.writes:
             source = self._source(write.entry, write.tensor)
             scaler = self._scaler(write, source, scalers, numbers)
             writes.append({"source": source, "scaler": scaler})

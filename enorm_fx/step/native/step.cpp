@@ -1,6 +1,6 @@
 // One ENorm step over a whole model: measure, solve, decide, apply, in one call.
 //
-// `pack.py` packs a layout into the tables; the mathematics is that of solve.py, in linear
+// `pack.py` packs a layout into the tables; the mathematics is that of descent.py, in linear
 // space: e[v] = exp(p * u[v]) (p = inf: exp(u[v])). A tensor is a matrix of rows x cols x run
 // entries in memory order. Its factors vary by row and by column, each as a product of terms
 // e[ids]^coefficient; the `run` entries of a column take the same one.
@@ -42,7 +42,7 @@ struct Common {
 };
 
 struct Step {
-    const Job& job;
+    const Recipe& recipe;
     Common& common;
     int thread, threads;
 
@@ -68,12 +68,12 @@ struct Step {
         }
     }
 
-    bool largest() const { return std::isinf(job.p); }
-    i64 width() const { return job.scales + 1; }
-    double* scratch() const { return job.scratch + thread * job.scratch_width; }
-    const double* power(i64 k) const { return job.e + k * width(); }
+    bool largest() const { return std::isinf(recipe.p); }
+    i64 width() const { return recipe.scales + 1; }
+    double* scratch() const { return recipe.scratch + thread * recipe.scratch_width; }
+    const double* power(i64 k) const { return recipe.e + k * width(); }
     const double* factor_power(i64 x, i64 k) const {
-        return job.d + job.product[x * job.power_count + k] * width();
+        return recipe.d + recipe.product[x * recipe.power_count + k] * width();
     }
 
     // out[j] = product of the terms at position j (begin <= j < end); flats: table of powers.
@@ -108,7 +108,7 @@ struct Step {
             if (b.wide) f((const double*)b.sums);
             else f((const float*)b.sums);
         } else {
-            const Source& source = job.sources[b.source];
+            const Source& source = recipe.sources[b.source];
             with_dtype(source.dtype, [&](auto w) { f((const decltype(w)*)source.data); });
         }
     }
@@ -117,14 +117,14 @@ struct Step {
 
     template <class W, class A>
     void sum_cells(const W* w, i64 cell, i64 end, i64 run, A* out) const {
-        if (job.p == 2) cell = sum_squares(w, cell, end, run, out);
+        if (recipe.p == 2) cell = sum_squares(w, cell, end, run, out);
         for (; cell < end; cell++) {
             const W* x = w + cell * run;
             A sum = 0;
             for (i64 r = 0; r < run; r++) {
                 A y = std::abs(A(widen(x[r])));
                 if (largest()) sum = !(y <= sum) ? (sum != sum ? sum : y) : sum;   // keeps NaN
-                else sum += job.p == 2 ? y * y : job.p == 1 ? y : A(std::pow(y, A(job.p)));
+                else sum += recipe.p == 2 ? y * y : recipe.p == 1 ? y : A(std::pow(y, A(recipe.p)));
             }
             out[cell] = sum;
         }
@@ -135,15 +135,15 @@ struct Step {
     }
 
     void measure() const {
-        for (i64 k = 0; k < job.block_count; k++) job.totals[k * job.threads + thread] = 0;
-        auto form = [&](i64 k) -> const Form& { return job.forms[job.blocks[k].form]; };
-        auto skipped = [&](i64 k) { return !job.blocks[k].sums || job.blocks[k].picked_count; };
-        in_pieces(common.measured, job.block_count, form, skipped, [&](i64 k, Share rows) {
-            const Block& b = job.blocks[k];
-            const Source& source = job.sources[b.source];
+        for (i64 k = 0; k < recipe.block_count; k++) recipe.totals[k * recipe.threads + thread] = 0;
+        auto form = [&](i64 k) -> const Form& { return recipe.forms[recipe.blocks[k].form]; };
+        auto skipped = [&](i64 k) { return !recipe.blocks[k].sums || recipe.blocks[k].picked_count; };
+        in_pieces(common.measured, recipe.block_count, form, skipped, [&](i64 k, Share rows) {
+            const Block& b = recipe.blocks[k];
+            const Source& source = recipe.sources[b.source];
             with_dtype(source.dtype, [&](auto w) {
                 auto* data = (const decltype(w)*)source.data;
-                accumulate(job.totals[k * job.threads + thread],
+                accumulate(recipe.totals[k * recipe.threads + thread],
                            b.wide ? sum_rows(data, form(k), (double*)b.sums, rows)
                                   : sum_rows(data, form(k), (float*)b.sums, rows));
             });
@@ -156,14 +156,14 @@ struct Step {
 
     // Cells in which a scale occurs twice leave their block, and make up one of their own.
     void pick() const {
-        for (i64 k = 0; k < job.block_count; k++) {
-            const Block &b = job.blocks[k], &from = job.blocks[b.picked_from];
+        for (i64 k = 0; k < recipe.block_count; k++) {
+            const Block &b = recipe.blocks[k], &from = recipe.blocks[b.picked_from];
             for (i64 j = 0; j < b.picked_count; j++)
                 if (b.wide) ((double*)b.sums)[j] = ((const double*)from.sums)[b.picked[j]];
                 else ((float*)b.sums)[j] = ((const float*)from.sums)[b.picked[j]];
         }
-        for (i64 k = 0; k < job.block_count; k++) {
-            const Block& b = job.blocks[k];
+        for (i64 k = 0; k < recipe.block_count; k++) {
+            const Block& b = recipe.blocks[k];
             for (i64 j = 0; j < b.removed_count; j++)
                 if (b.wide) ((double*)b.sums)[b.removed[j]] = 0;
                 else ((float*)b.sums)[b.removed[j]] = 0;
@@ -175,8 +175,8 @@ struct Step {
     template <Mode M, class W>
     void marginal(const Pass& pass, const W* w, bool first, double& total) const {
         using A = Wide<W>;
-        const Block& b = job.blocks[pass.block];
-        const Form& f = job.forms[b.form];
+        const Block& b = recipe.blocks[pass.block];
+        const Form& f = recipe.forms[b.form];
         const i64 n = f.cols;
         const Share rows = share(f.rows, n, thread, threads);
         const bool keep_total = first && !b.sums;
@@ -210,14 +210,14 @@ struct Step {
     }
 
     void run_pass(const Pass& pass, bool first) const {
-        const Block& b = job.blocks[pass.block];
-        double& total = job.totals[pass.block * job.threads + thread];
+        const Block& b = recipe.blocks[pass.block];
+        double& total = recipe.totals[pass.block * recipe.threads + thread];
         with_cells(b, [&](auto* w) {
             bool direct = !b.sums;
             if (!direct && largest()) marginal<LARGEST_VALUES>(pass, w, first, total);
             else if (!direct) marginal<VALUES>(pass, w, first, total);
             else if (largest()) marginal<MAXIMA>(pass, w, first, total);
-            else if (job.p == 1) marginal<ABSOLUTES>(pass, w, first, total);
+            else if (recipe.p == 1) marginal<ABSOLUTES>(pass, w, first, total);
             else marginal<SQUARES>(pass, w, first, total);
         });
     }
@@ -226,7 +226,7 @@ struct Step {
 
     // Adds the marginals of a pass at positions [begin, end), times their own factors, to a side.
     void add(const Pass& pass, i64 begin, i64 end, const double* factor, double* side) const {
-        const Form& f = job.forms[job.blocks[pass.block].form];
+        const Form& f = recipe.forms[recipe.blocks[pass.block].form];
         const int used = pass.over_rows && f.rows * f.cols >= ALONE ? threads : 1;
         for (int t = 0; t < used; t++) {               // columns: every thread has summed its rows
             const double* out = pass.out + t * f.cols + begin;
@@ -242,9 +242,9 @@ struct Step {
         for (i64 s = 0; s < sides; s++)
             for (i64 k = part.begin; k < part.end; k++) g.sides[s * g.channels + k] = 0;
         for (i64 t = g.touch_begin; t < g.touch_end; t++) {
-            const Touch& touch = job.touches[t];
-            const Pass& pass = job.passes[touch.pass];
-            const Form& f = job.forms[job.blocks[pass.block].form];
+            const Touch& touch = recipe.touches[t];
+            const Pass& pass = recipe.passes[touch.pass];
+            const Form& f = recipe.forms[recipe.blocks[pass.block].form];
             const Terms& own = pass.over_rows ? f.col : f.row;
             double* side = g.sides + touch.side * g.channels;
             if (!touch.channels) {                     // positions and channels both count up
@@ -271,8 +271,8 @@ struct Step {
         const i64 sides = g.positive + g.negative;
         const Slopes slopes{g.coefficients, g.positive, sides, largest()};
         const double a = g.coefficients[0], b = -g.coefficients[sides - 1];
-        const bool two = sides == 2, plain = two && a == 1 && b == 1 && g.damping == 1 && !job.exact;
-        double* out = job.steps + g.start;
+        const bool two = sides == 2, plain = two && a == 1 && b == 1 && g.damping == 1 && !recipe.exact;
+        double* out = recipe.steps + g.start;
         for (i64 k = part.begin; k < part.end; k++) {
             double up = g.sides[k], down = g.sides[(sides - 1) * g.channels + k];
             if (plain) {
@@ -296,8 +296,8 @@ struct Step {
                 else step = slopes.root(logs);
             }
             step /= g.damping;
-            if (job.exact) {
-                double unit = std::log(2.0) * (largest() ? 1 : job.p), times = step / unit;
+            if (recipe.exact) {
+                double unit = std::log(2.0) * (largest() ? 1 : recipe.p), times = step / unit;
                 step = (g.symmetric ? std::nearbyint(times) : std::trunc(times)) * unit;
             }
             out[k] = nan ? NAN : std::exp(step);
@@ -305,9 +305,9 @@ struct Step {
     }
 
     void move(const Group& g, Share part) const {
-        for (i64 c = 0; c < job.power_count; c++) {
-            double coefficient = job.coefficients[c], *e = job.e + c * width() + g.start;
-            const double* step = job.steps + g.start;
+        for (i64 c = 0; c < recipe.power_count; c++) {
+            double coefficient = recipe.coefficients[c], *e = recipe.e + c * width() + g.start;
+            const double* step = recipe.steps + g.start;
             if (coefficient == 1)
                 for (i64 k = part.begin; k < part.end; k++) e[k] *= step[k];
             else if (coefficient == -1)
@@ -322,29 +322,29 @@ struct Step {
     double largest_log_scale() const {                 // max |u|; NaN or inf if any is
         double most = 1, least = 1, bad = 0;
 #pragma omp simd reduction(max : most) reduction(min : least) reduction(+ : bad)
-        for (i64 v = 0; v < job.scales; v++) {
-            double x = job.e[v];
+        for (i64 v = 0; v < recipe.scales; v++) {
+            double x = recipe.e[v];
             most = x > most ? x : most, least = x < least ? x : least, bad += x - x;
         }
         const double above = std::log(most), below = -std::log(least);
-        return (above > below ? above : below) / (largest() ? 1 : job.p) + bad;
+        return (above > below ? above : below) / (largest() ? 1 : recipe.p) + bad;
     }
 
     bool decide() const {
         const double reach = largest_log_scale();
-        if (!(reach < job.farthest)) return false;
-        for (i64 k = 0; k < job.block_count; k++) {
-            const Block& b = job.blocks[k];
+        if (!(reach < recipe.farthest)) return false;
+        for (i64 k = 0; k < recipe.block_count; k++) {
+            const Block& b = recipe.blocks[k];
             if (b.picked_count) continue;
             double total = 0;
-            for (int t = 0; t < threads; t++) accumulate(total, job.totals[k * job.threads + t]);
-            double log_size = total > 0 ? std::log(total) / (largest() ? 1 : job.p) : total - INFINITY;
+            for (int t = 0; t < threads; t++) accumulate(total, recipe.totals[k * recipe.threads + t]);
+            double log_size = total > 0 ? std::log(total) / (largest() ? 1 : recipe.p) : total - INFINITY;
             if (!(log_size + b.rate * reach < b.limit)) return false;
         }
-        for (i64 k = 0; k < job.check_count; k++) {
-            const Check& check = job.checks[k];
-            const Source& source = job.sources[check.source];
-            const Form& f = job.forms[source.form];
+        for (i64 k = 0; k < recipe.check_count; k++) {
+            const Check& check = recipe.checks[k];
+            const Source& source = recipe.sources[check.source];
+            const Form& f = recipe.forms[source.form];
             double most = 0;
             with_dtype(source.dtype, [&](auto w) {
                 most = along<MAXIMA>((const decltype(w)*)source.data, Ones(), f.rows * f.cols * f.run);
@@ -357,15 +357,15 @@ struct Step {
     // ---- apply
 
     void make_powers() const {                         // d = exp(coefficient * exponent * u)
-        const double unit = largest() ? 1 : job.p;
+        const double unit = largest() ? 1 : recipe.p;
         const i64 n = width(), begin = n * thread / threads, end = n * (thread + 1) / threads;
-        const double* e = job.e;
-        for (i64 k = 0; k < job.product_count; k++) {
-            const double power = job.products[k] / unit;
-            double* out = job.d + k * n;
-            if (job.exact)                             // to the last bit: e is a power of 2^p
+        const double* e = recipe.e;
+        for (i64 k = 0; k < recipe.product_count; k++) {
+            const double power = recipe.products[k] / unit;
+            double* out = recipe.d + k * n;
+            if (recipe.exact)                             // to the last bit: e is a power of 2^p
                 for (i64 v = begin; v < end; v++)
-                    out[v] = std::exp2(std::nearbyint(std::log2(e[v]) / unit) * job.products[k]);
+                    out[v] = std::exp2(std::nearbyint(std::log2(e[v]) / unit) * recipe.products[k]);
             else if (power == 0.5)
                 for (i64 v = begin; v < end; v++) out[v] = std::sqrt(e[v]);
             else if (power == -0.5)
@@ -378,7 +378,7 @@ struct Step {
     }
 
     void make_scaler(const Scaler& s) const {
-        const Form& f = job.forms[s.form];
+        const Form& f = recipe.forms[s.form];
         auto flat = [&](i64 k) { return factor_power(s.exponent, k); };
         fill(f.row, 0, f.rows, s.row, flat);
         double* wide = scratch();
@@ -391,7 +391,7 @@ struct Step {
 
     template <class W> void multiply(W* w, const Scaler& s, Share rows) const {
         using A = Wide<W>;
-        const Form& f = job.forms[s.form];
+        const Form& f = recipe.forms[s.form];
         const i64 n = f.cols * f.run;
         const A* col = (const A*)s.col;
         for (i64 o = rows.begin; o < rows.end; o++) {
@@ -404,12 +404,12 @@ struct Step {
 
     // Last layers first: they were measured last, and are most likely to be in the cache still.
     void apply() const {
-        auto write = [&](i64 k) -> const Write& { return job.writes[job.write_count - 1 - k]; };
-        auto scaler = [&](i64 k) -> const Scaler& { return job.scalers[write(k).scaler]; };
-        auto form = [&](i64 k) -> const Form& { return job.forms[scaler(k).form]; };
+        auto write = [&](i64 k) -> const Write& { return recipe.writes[recipe.write_count - 1 - k]; };
+        auto scaler = [&](i64 k) -> const Scaler& { return recipe.scalers[write(k).scaler]; };
+        auto form = [&](i64 k) -> const Form& { return recipe.forms[scaler(k).form]; };
         auto skipped = [](i64) { return false; };
-        in_pieces(common.applied, job.write_count, form, skipped, [&](i64 k, Share rows) {
-            const Source& source = job.sources[write(k).source];
+        in_pieces(common.applied, recipe.write_count, form, skipped, [&](i64 k, Share rows) {
+            const Source& source = recipe.sources[write(k).source];
             with_dtype(source.dtype, [&](auto w) { multiply((decltype(w)*)source.data, scaler(k), rows); });
         });
     }
@@ -417,26 +417,26 @@ struct Step {
     // ---- all of it
 
     void run() const {
-        for (i64 v = thread; v < width() * job.power_count; v += threads) job.e[v] = 1;
+        for (i64 v = thread; v < width() * recipe.power_count; v += threads) recipe.e[v] = 1;
         measure();
         barrier();
         if (thread == 0) pick();
         barrier();
-        for (i64 cycle = 0; cycle < job.cycles; cycle++)
-            for (i64 k = 0; k < job.batch_count; k++) {
-                const Batch& batch = job.batches[k];
+        for (i64 cycle = 0; cycle < recipe.cycles; cycle++)
+            for (i64 k = 0; k < recipe.batch_count; k++) {
+                const Batch& batch = recipe.batches[k];
                 for (i64 j = batch.pass_begin; j < batch.pass_end; j++)
-                    run_pass(job.passes[j], cycle == 0 && job.passes[j].first);
+                    run_pass(recipe.passes[j], cycle == 0 && recipe.passes[j].first);
                 barrier();
                 for (i64 j = batch.group_begin; j < batch.group_end; j++) {
-                    const Group& g = job.groups[j];
+                    const Group& g = recipe.groups[j];
                     Share part{g.channels * thread / threads, g.channels * (thread + 1) / threads};
                     gather(g, part);
                     solve(g, part);
                 }
                 if (!batch.alone) barrier();           // nobody moves before all have solved
                 for (i64 j = batch.group_begin; j < batch.group_end; j++) {
-                    const Group& g = job.groups[j];
+                    const Group& g = recipe.groups[j];
                     move(g, {g.channels * thread / threads, g.channels * (thread + 1) / threads});
                 }
                 barrier();
@@ -446,7 +446,7 @@ struct Step {
         if (!common.decision) return;
         make_powers();
         barrier();
-        for (i64 k = thread; k < job.scaler_count; k += threads) make_scaler(job.scalers[k]);
+        for (i64 k = thread; k < recipe.scaler_count; k += threads) make_scaler(recipe.scalers[k]);
         barrier();
         apply();
     }
@@ -463,14 +463,14 @@ struct Step {
 extern "C" {
 
 // 1: everything was multiplied; 0: nothing was written.
-int enorm_run(const Job* job, int threads) {
-    if (threads > job->threads) threads = int(job->threads);
+int enorm_run(const Recipe* recipe, int threads) {
+    if (threads > recipe->threads) threads = int(recipe->threads);
     Common common{std::vector<Count>(threads), std::vector<Count>(threads)};
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads)
-    Step{*job, common, omp_get_thread_num(), omp_get_num_threads()}.run();
+    Step{*recipe, common, omp_get_thread_num(), omp_get_num_threads()}.run();
 #else
-    Step{*job, common, 0, 1}.run();
+    Step{*recipe, common, 0, 1}.run();
 #endif
     return common.decision;
 }

@@ -45,7 +45,7 @@ struct Batch {            // groups that take their steps from the same state
 struct Check { i64 source; double rate, limit; };      // entries that no pass reads
 struct Write { i64 source, scaler; };
 struct Scaler { i64 form, exponent, wide; double* row; void* col; };
-struct Job {
+struct Recipe {
     i64 scales, cycles, threads, exact, power_count, product_count;
     double p;                                          // inf: maxima
     double farthest;                                   // max |u|: beyond, a factor leaves its dtype

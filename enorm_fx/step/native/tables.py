@@ -49,8 +49,8 @@ Batch = _struct("Batch", **_ints("pass_begin", "pass_end", "group_begin", "group
 Check = _struct("Check", source=INT, rate=DOUBLE, limit=DOUBLE)
 Write = _struct("Write", **_ints("source", "scaler"))
 Scaler = _struct("Scaler", **_ints("form", "exponent", "wide"), row=POINTER, col=POINTER)
-Job = _struct(
-    "Job",
+Recipe = _struct(
+    "Recipe",
     **_ints("scales", "cycles", "threads", "exact", "power_count", "product_count"),
     p=DOUBLE,
     farthest=DOUBLE,
@@ -73,7 +73,7 @@ Job = _struct(
     writes=POINTER,
     write_count=INT,
 )
-_STRUCTS = (Terms, Form, Source, Block, Pass, Touch, Group, Batch, Check, Write, Scaler, Job)
+_STRUCTS = (Terms, Form, Source, Block, Pass, Touch, Group, Batch, Check, Write, Scaler, Recipe)
 
 TILE = 4096  # columns that a thread takes at a time
 MOST_SIDES = 16  # kinds of exponents in a group

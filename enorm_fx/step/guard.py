@@ -20,14 +20,14 @@ from enorm_fx.errors import PlanError
 from enorm_fx.step.checks import find_parameter
 
 
-class Bound:
+class Guard:
     """Remembers where tensors are. It keeps their memory alive, so that no other tensor can come
     to lie at the same address meanwhile.
 
     names: of the parameters in `model.named_parameters()`. buffers: names of optimizer state.
 
-    The lists belong together: `holders[k][keys[k]]` was `values[k]`. They are compared by `map`: a
-    step leaves nothing of this in the processor's cache, so the less is touched the better.
+    The lists belong together: `holders[k][keys[k]]` was `values[k]`. They are compared by `map`:
+    after a step this data is out of the processor's cache, so as little of it as possible is read.
     """
 
     def __init__(

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from enorm_fx.step.factors import Write
-from enorm_fx.step.forms import make_form, memory_order
-from enorm_fx.step.generated.cells import Kind
+from enorm_fx.step.generated.cell_storage import Kind
 from enorm_fx.step.generated.script import Result, Script
 from enorm_fx.step.generated.state import State, joined
 from enorm_fx.step.generated.tuning import Tuning
-from enorm_fx.step.job import Job
 from enorm_fx.step.layout import CellTerm
+from enorm_fx.step.matrix_view import make_view, memory_order
+from enorm_fx.step.recipe import Recipe
 
 _TOGETHER = 1 << 22  # entries whose factors are formed by one call, at most
 
@@ -52,17 +52,17 @@ class _Target:
         return self.matrix.dtype.itemsize < 4
 
 
-class Products:
-    """Writes the multiplications of a job."""
+class Multiply:
+    """Writes the multiplications of a recipe."""
 
-    def __init__(self, script: Script, job: Job, state: State, tuning: Tuning) -> None:
-        self._script, self._job, self._state, self._tuning = script, job, state, tuning
-        exponents = sorted({write.exponent for write in job.writes} - {0})
+    def __init__(self, script: Script, recipe: Recipe, state: State, tuning: Tuning) -> None:
+        self._script, self._recipe, self._state, self._tuning = script, recipe, state, tuning
+        exponents = sorted({write.exponent for write in recipe.writes} - {0})
         coefficients = {
-            t.coefficient for e in job.layout.entries for part in e.parts for t in part.terms
+            t.coefficient for e in recipe.layout.entries for part in e.parts for t in part.terms
         }
         needed = {a * e for a in coefficients for e in exponents}
-        # exp(u) and exp(-u) come first: they are the roots of both scales by one call.
+        # Rows 0 and 1 hold exp(u) and exp(-u), so one root call computes both.
         self._exponents = [1.0, -1.0, *sorted(needed - {1.0, -1.0})]
         self._targets: dict[Kind, list[_Target]] = defaultdict(list)
         self._rooms: dict[Kind, Tensor] = {}
@@ -70,7 +70,7 @@ class Products:
     def write(self, ok: Result) -> None:
         """All calls. ok: 0-dim bool; where it is False every factor is one."""
         powers = self._powers(ok)
-        for write in self._job.writes:
+        for write in self._recipe.writes:
             if write.exponent and write.tensor.numel():
                 dtype = torch.promote_types(write.tensor.dtype, torch.float32)
                 kind = dtype, write.tensor.device
@@ -115,12 +115,12 @@ class Products:
         """exp(e * u) for each exponent e that is needed, (exponents, num_scales + 1)."""
         script, scales = self._script, self._state.scales
         script.section("factors; all of them one, unless everything is finite and in range")
-        power = self._job.power
+        power = self._recipe.power
         kept = script.named(torch.empty_like(scales), "kept_scales")
         script.call(torch.where, ok, scales, script.number("one", 1.0, scales), out=kept)
         powers = scales.new_empty(len(self._exponents), scales.shape[1])
         script.named(powers, "powers")
-        if self._job.exact:
+        if self._recipe.exact:
             self._powers_of_two(kept, power, powers)
             return powers
         first = script.named(powers[:2], "factors")
@@ -193,10 +193,10 @@ class Products:
     # ---- tensors ----
 
     def _target(self, write: Write) -> _Target:
-        entry, tensor = self._job.layout.entries[write.entry], write.tensor.detach()
+        entry, tensor = self._recipe.layout.entries[write.entry], write.tensor.detach()
         name = self._script.name_of(tensor)
         axes = memory_order(tensor)
-        form = make_form(
+        form = make_view(
             entry, axes or tuple(axis for axis, size in enumerate(tensor.shape) if size > 1)
         )
         rows, cols, run = form.rows, form.cols, form.run

@@ -20,9 +20,9 @@ from torch import Tensor
 from enorm_fx.step.generated.script import Script
 from enorm_fx.step.generated.state import State, joined
 from enorm_fx.step.generated.tuning import Tuning
-from enorm_fx.step.job import Job
 from enorm_fx.step.layout import Entry
 from enorm_fx.step.measure import accumulation_dtype, by_cells
+from enorm_fx.step.recipe import Recipe
 
 _SLOTS = 2
 
@@ -31,13 +31,13 @@ Kind = tuple[torch.dtype, torch.device]
 Axes = list[tuple[bool, int]]
 
 
-class Cells:
-    """The cells of all blocks of a job."""
+class CellStorage:
+    """The cells of all blocks of a recipe."""
 
-    def __init__(self, script: Script, job: Job, state: State, tuning: Tuning) -> None:
-        self._script, self._job, self._state, self._tuning = script, job, state, tuning
+    def __init__(self, script: Script, recipe: Recipe, state: State, tuning: Tuning) -> None:
+        self._script, self._recipe, self._state, self._tuning = script, recipe, state, tuning
         self._blocks: dict[int, list[int]] = {}  # by entry
-        for number, block in enumerate(job.layout.blocks):
+        for number, block in enumerate(recipe.layout.blocks):
             self._blocks.setdefault(block.entry, []).append(number)
         self._place = {entry: self._placed(entry) for entry in self._blocks}
         self._regions = self._allocate()
@@ -50,16 +50,16 @@ class Cells:
         return self._values.get(block)
 
     def streamed(self, block: int) -> bool:
-        return self._place[self._job.layout.blocks[block].entry] == "streamed"
+        return self._place[self._recipe.layout.blocks[block].entry] == "streamed"
 
     def resident(self, block: int) -> bool:
         """Reading it now costs no filling."""
-        entry = self._job.layout.blocks[block].entry
+        entry = self._recipe.layout.blocks[block].entry
         return self._place[entry] == "stored" or entry in self._loaded.get(self._kind(entry), {})
 
     def like(self, block: int) -> Tensor:
         """An empty tensor of the dtype and on the device of the block's values."""
-        dtype, device = self._kind(self._job.layout.blocks[block].entry)
+        dtype, device = self._kind(self._recipe.layout.blocks[block].entry)
         return torch.empty(0, dtype=dtype, device=device)
 
     def pieces(self, number: int) -> Iterator[tuple[int, Tensor]]:
@@ -67,14 +67,14 @@ class Cells:
 
         Calls that fill them are written when the iterator gets there.
         """
-        block = self._job.layout.blocks[number]
+        block = self._recipe.layout.blocks[number]
         if number in self._values:
             yield 0, self._values[number]
         elif not self.streamed(number):
             slot = self._load(block.entry)
             yield 0, self._script.named(slot.view(block.shape), self._script.name_of(slot))
         else:
-            weight = self._job.weights[block.entry]
+            weight = self._recipe.weights[block.entry]
             matrix = self._script.named(weight.view(block.shape), self._script.name_of(weight))
             for start, rows in self._chunks(matrix):
                 powers = self._shared("buffer", block.entry, rows)
@@ -83,7 +83,7 @@ class Cells:
 
     def product(self, number: int, values: Tensor) -> Tensor:
         """Room for values of the block times their factors, in the memory order of the values."""
-        entry = self._job.layout.blocks[number].entry
+        entry = self._recipe.layout.blocks[number].entry
         if values.dim() > 1 and values.stride(-2) == 1:
             room = self._shared("product", entry, values.transpose(-1, -2)).transpose(-1, -2)
             return self._script.named(room, "product_t")
@@ -103,12 +103,12 @@ class Cells:
     # ---- places ----
 
     def _kind(self, entry: int) -> Kind:
-        weight = self._job.weights[entry]
-        return accumulation_dtype(weight.dtype, self._job.p, wide=False), weight.device
+        weight = self._recipe.weights[entry]
+        return accumulation_dtype(weight.dtype, self._recipe.p, wide=False), weight.device
 
     def _placed(self, entry: int) -> str:
-        layout, numbers = self._job.layout, self._blocks[entry]
-        weight, block = self._job.weights[entry], layout.blocks[numbers[0]]
+        layout, numbers = self._recipe.layout, self._blocks[entry]
+        weight, block = self._recipe.weights[entry], layout.blocks[numbers[0]]
         matrix = len(block.shape) == 2 and all(len(part.axes) == 1 for part in block.parts)
         if layout.entries[entry].cells != tuple(weight.shape) or block.removed is not None:
             return "stored"
@@ -120,17 +120,17 @@ class Cells:
 
     def _run(self, entry: int) -> int:
         """Entries per cell of a small weight that is filled with its like; 0 for others."""
-        weight = self._job.weights[entry]
+        weight = self._recipe.weights[entry]
         if weight.numel() > self._tuning.small or not weight.is_contiguous():
             return 0
-        axes = _merged(_axes(self._job.layout.entries[entry]))
+        axes = _merged(_axes(self._recipe.layout.entries[entry]))
         if all(kept for kept, _ in axes):
             return 1
         return axes[-1][1] if [kept for kept, _ in axes] == [True, False] else 0
 
     def _together(self, entry: int) -> tuple[bool, int, str, str]:
         """Weights that agree in this are filled by the same calls."""
-        weight, run = self._job.weights[entry], self._run(entry)
+        weight, run = self._recipe.weights[entry], self._run(entry)
         return run == 0, run, str(weight.dtype), str(weight.device)
 
     def _allocate(self) -> dict[int, Tensor]:
@@ -141,11 +141,11 @@ class Cells:
             kinds.setdefault(self._kind(entry), []).append(entry)
         regions: dict[int, Tensor] = {}
         for (dtype, device), members in kinds.items():
-            sizes = [math.prod(self._job.layout.entries[entry].cells) for entry in members]
+            sizes = [math.prod(self._recipe.layout.entries[entry].cells) for entry in members]
             flat = torch.empty(sum(sizes), dtype=dtype, device=device)
             regions |= dict(zip(members, flat.split(sizes), strict=True))
         for entry, region in regions.items():
-            self._script.named(region, f"{self._job.layout.entries[entry].name}_cells")
+            self._script.named(region, f"{self._recipe.layout.entries[entry].name}_cells")
         return regions
 
     def _shared(self, purpose: str, entry: int, like: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ class Cells:
         kind = self._kind(entry)
         if (purpose, kind) not in self._memory:
             sizes = [self._needs(purpose, e) for e in self._blocks if self._kind(e) == kind]
-            # Products of small blocks may be formed together.
+            # Multiply of small blocks may be formed together.
             small = sum(size for size in sizes if size <= self._tuning.small)
             size = max(small if purpose == "product" else 0, *sizes)
             self._memory[purpose, kind] = torch.empty(size, dtype=kind[0], device=kind[1])
@@ -162,10 +162,10 @@ class Cells:
 
     def _needs(self, purpose: str, entry: int) -> int:
         """Entries that the purpose wants to hold of this entry at once."""
-        weight, place = self._job.weights[entry], self._place[entry]
-        line, _ = _arranged(weight, self._job.layout.entries[entry])
+        weight, place = self._recipe.weights[entry], self._place[entry]
+        line, _ = _arranged(weight, self._recipe.layout.entries[entry])
         chunk = min(weight.numel(), max(self._tuning.chunk, weight.numel() // len(line)))
-        cells = math.prod(self._job.layout.entries[entry].cells)
+        cells = math.prod(self._recipe.layout.entries[entry].cells)
         if purpose == "product":
             return chunk if place == "streamed" else cells
         if purpose == "buffer":
@@ -183,7 +183,7 @@ class Cells:
 
     def _load(self, entry: int) -> Tensor:
         """The slot that holds a matrix; filled, if it held another."""
-        weight, slots = self._job.weights[entry], self._loaded.setdefault(self._kind(entry), {})
+        weight, slots = self._recipe.weights[entry], self._loaded.setdefault(self._kind(entry), {})
         fresh = entry not in slots
         if not fresh or len(slots) == _SLOTS:
             # The least recently read gives way: in a chain, the next group finds its matrix.
@@ -197,7 +197,7 @@ class Cells:
         return slot
 
     def _fill_together(self, members: list[int], run: int) -> None:
-        weights = [self._job.weights[entry] for entry in members]
+        weights = [self._recipe.weights[entry] for entry in members]
         cells = joined([self._regions[entry] for entry in members])
         self._script.named(cells, "small_cells" if run == 1 else f"small_cells_of_{run}")
         lines = [self._script.named(w.view(-1), self._script.name_of(w)) for w in weights]
@@ -212,7 +212,7 @@ class Cells:
 
     def _fill(self, entry: int) -> None:
         """Sums over the axes along which factors do not vary, through a buffer."""
-        layout, weight = self._job.layout.entries[entry], self._job.weights[entry]
+        layout, weight = self._recipe.layout.entries[entry], self._recipe.weights[entry]
         out = self._regions[entry]
         view, axes = _arranged(weight, layout)
         if all(kept for kept, _ in axes):
@@ -238,9 +238,9 @@ class Cells:
             self._sum(total, inner, out)
 
     def _split(self, entry: int) -> None:
-        """Cells that have a block of their own leave the dense one."""
-        cells, blocks = self._regions[entry], self._job.layout.blocks
-        name = self._job.layout.entries[entry].name
+        """CellStorage that have a block of their own leave the dense one."""
+        cells, blocks = self._regions[entry], self._recipe.layout.blocks
+        name = self._recipe.layout.entries[entry].name
         for number in self._blocks[entry]:
             picked = blocks[number].picked
             if picked is not None:
@@ -265,19 +265,19 @@ class Cells:
         if source.dtype != out.dtype:
             self._script.call("copy_", out, source)
             source = out
-        if self._job.p == 2.0:
+        if self._recipe.p == 2.0:
             self._script.call(torch.mul, source, source, out=out)
             return
         self._script.call(torch.abs, source, out=out)
-        if self._job.p not in (1.0, math.inf):
-            self._script.call("pow_", out, self._job.p)
+        if self._recipe.p not in (1.0, math.inf):
+            self._script.call("pow_", out, self._recipe.p)
 
     def _sum(self, tensor: Tensor, axes: Axes, out: Tensor, add: bool = False) -> None:
         """out = the sums (p = inf: maxima) over all axes that are not kept; add: or onto it."""
         reduced = [number for number, (kept, _) in enumerate(axes) if not kept]
         shaped = self._script.named(tensor.view([size for _, size in axes]), "entries")
         shape = [size for kept, size in axes if kept]
-        if math.isinf(self._job.p):
+        if math.isinf(self._recipe.p):
             target = self._script.scratch("maxima", (out.numel(),), out) if add else out
             view = self._script.named(target.view(shape), "maxima")
             self._script.call(torch.amax, shaped, reduced, out=view)

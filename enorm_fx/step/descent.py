@@ -29,6 +29,11 @@ _LOG_2 = math.log(2.0)
 _NEWTON_STEPS = 60
 
 
+def power_of(p: float) -> float:
+    """What logarithms are multiplied by: p, or 1 for maxima."""
+    return 1.0 if math.isinf(p) else p
+
+
 @dataclass(slots=True, eq=False)
 class Descent:
     """The state of a descent: the measured cells and the log scales found so far.
@@ -45,8 +50,8 @@ class Descent:
 
     @property
     def power(self) -> float:
-        """What logarithms are multiplied by: p, or 1 for maxima."""
-        return 1.0 if math.isinf(self.p) else self.p
+        """See `power_of`."""
+        return power_of(self.p)
 
     def in_memory(self) -> list[Tensor]:
         """The cells of each block as tensors, those of the descent where they are in memory."""
@@ -54,7 +59,7 @@ class Descent:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sides:
+class LogMarginals:
     """log M_a of a group's channels by coefficient a, each (channels,); -inf: nothing there."""
 
     positive: tuple[tuple[float, Tensor], ...]
@@ -90,7 +95,7 @@ def imbalance(descent: Descent) -> Tensor:
     for group in descent.layout.groups:
         sides = _sides(descent, group)
         if sides.positive and sides.negative:
-            slope = _slope(descent, sides, torch.zeros_like(sides.positive[0][1]))
+            slope = _slope(descent.p, sides, torch.zeros_like(sides.positive[0][1]))
             gaps.append(torch.where(sides.alive(), slope, 0.0).abs().amax())
     return torch.tanh(torch.stack(gaps).amax() / 2)
 
@@ -126,14 +131,14 @@ def log_factors(part: Part, u: Tensor) -> Tensor:
     return total
 
 
-def _sides(descent: Descent, group: GroupLayout) -> Sides:
+def _sides(descent: Descent, group: GroupLayout) -> LogMarginals:
     parts: dict[float, Tensor] = {}
     for touch in group.touches:
         found = parts.setdefault(
             touch.coefficient, descent.u.new_full((group.channels,), -math.inf)
         )
         _add_(found, touch, _log_marginal(descent, touch), math.isinf(descent.p))
-    return Sides(
+    return LogMarginals(
         tuple((a, parts[a]) for a in group.positive),
         tuple((a, parts[a]) for a in group.negative),
     )
@@ -231,7 +236,7 @@ def _scatter(total: Tensor, channels: Tensor, logs: Tensor, largest: bool) -> Te
     return torch.zeros_like(total).index_add_(0, channels, (logs - shift).exp()).log() + shift
 
 
-def _step(descent: Descent, group: GroupLayout, sides: Sides, exact: bool) -> Tensor:
+def _step(descent: Descent, group: GroupLayout, marginals: LogMarginals, exact: bool) -> Tensor:
     """The log step of each channel, (channels,); 0 where a side is empty.
 
     damping = k, with k > 1 scales in one cell: the step s of each alone is divided by k. By
@@ -239,14 +244,14 @@ def _step(descent: Descent, group: GroupLayout, sides: Sides, exact: bool) -> Te
     cells, J falls by at least 1 / k of what the channels would gain one by one: it never rises.
     """
     zeros = descent.u.new_zeros((group.channels,))
-    if not sides.positive or not sides.negative:
+    if not marginals.positive or not marginals.negative:
         return zeros
-    if len(sides.positive) == len(sides.negative) == 1:
-        (a, _), (b, _) = sides.positive[0], sides.negative[0]
-        step = -_slope(descent, sides, zeros) / (descent.power * (a - b))
+    if len(marginals.positive) == len(marginals.negative) == 1:
+        (a, _), (b, _) = marginals.positive[0], marginals.negative[0]
+        step = -_slope(descent.p, marginals, zeros) / (descent.power * (a - b))
     else:
-        step = best_step(descent, sides)
-    step = torch.where(sides.alive(), step, 0.0) / group.damping
+        step = best_step(descent.p, marginals)
+    step = torch.where(marginals.alive(), step, 0.0) / group.damping
     return _to_power_of_two(step, group.symmetric) if exact else step
 
 
@@ -260,16 +265,16 @@ def _to_power_of_two(step: Tensor, symmetric: bool) -> Tensor:
     return (exponent.round() if symmetric else exponent.trunc()) * _LOG_2
 
 
-def _slope(descent: Descent, sides: Sides, step: Tensor) -> Tensor:
+def _slope(p: float, marginals: LogMarginals, step: Tensor) -> Tensor:
     """log P - log N after a step, (channels,): rises with the step and is 0 at the minimum."""
-    return _joined(descent, sides.positive, step)[0] - _joined(descent, sides.negative, step)[0]
+    return _joined(p, marginals.positive, step)[0] - _joined(p, marginals.negative, step)[0]
 
 
 def _joined(
-    descent: Descent, side: tuple[tuple[float, Tensor], ...], step: Tensor
+    p: float, side: tuple[tuple[float, Tensor], ...], step: Tensor
 ) -> tuple[Tensor, Tensor]:
     """log of the side's |dJ/ds| / p, and the derivative of that log by s."""
-    power, largest = descent.power, math.isinf(descent.p)
+    power, largest = power_of(p), math.isinf(p)
     logs = torch.stack([m + power * a * step for a, m in side])
     rates = step.new_tensor([power * a for a, _ in side])[:, None]
     if largest:
@@ -281,16 +286,16 @@ def _joined(
     return value, (share * rates).sum(0)
 
 
-def best_step(descent: Descent, sides: Sides) -> Tensor:
+def best_step(p: float, marginals: LogMarginals) -> Tensor:
     """The minimum for three or more coefficients: Newton, held in a bracket by bisection."""
-    step = torch.zeros_like(sides.positive[0][1])
-    start = _slope(descent, sides, step)
-    slowest = descent.power * (sides.positive[0][0] - sides.negative[-1][0])
+    step = torch.zeros_like(marginals.positive[0][1])
+    start = _slope(p, marginals, step)
+    slowest = power_of(p) * (marginals.positive[0][0] - marginals.negative[-1][0])
     bound = torch.where(start.isfinite(), -start / slowest, 0.0)
     low, high = bound.clamp(max=0.0), bound.clamp(min=0.0)
     for _ in range(_NEWTON_STEPS):
-        up, up_rate = _joined(descent, sides.positive, step)
-        down, down_rate = _joined(descent, sides.negative, step)
+        up, up_rate = _joined(p, marginals.positive, step)
+        down, down_rate = _joined(p, marginals.negative, step)
         slope = up - down
         low, high = torch.where(slope < 0, step, low), torch.where(slope > 0, step, high)
         guess = step - slope / (up_rate - down_rate)

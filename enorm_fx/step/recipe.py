@@ -13,7 +13,7 @@ from enorm_fx.step.layout import Layout
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Job:
+class Recipe:
     """A layout, the tensors that it stands for now, and the settings of the descent.
 
     weights: by entry, detached. writes: every tensor to be multiplied, the weights among them.
@@ -33,7 +33,7 @@ class Job:
         return 1.0 if math.isinf(self.p) else self.p
 
 
-class Compiled(Protocol):
+class BackendStep(Protocol):
     """A step that runs again and again over the same memory."""
 
     @property
@@ -44,5 +44,5 @@ class Compiled(Protocol):
         """Measure, solve, apply. True, or a 0-dim tensor of it: every tensor was multiplied.
 
         False: nothing has changed, since a number was not finite or too large for the fast
-        arithmetic; the caller takes the careful way (`Program`), which decides.
+        arithmetic; the caller takes the careful way (`CarefulStep`), which decides.
         """

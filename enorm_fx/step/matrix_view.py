@@ -19,7 +19,7 @@ from enorm_fx.step.layout import CellTerm, Entry, Part
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Form:
+class MatrixView:
     """axes: those of more than one entry, in memory order. row, col: terms with ids of shape
     (rows,) and (cols,), -1 where nothing moves."""
 
@@ -43,13 +43,13 @@ def memory_order(tensor: Tensor) -> tuple[int, ...] | None:
     return tuple(axes)
 
 
-def make_form(entry: Entry, axes: tuple[int, ...]) -> Form:
+def make_view(entry: Entry, axes: tuple[int, ...]) -> MatrixView:
     """The form of a tensor of the entry's shape whose axes lie in memory in this order."""
     kept, repeats, sizes, run = _positions(entry, axes)
     if len(kept) == 1 and run > 1:
         # Rows of one factor each, rather than one row in which all factors are repeated.
         row = [_term(term, part, kept, repeats, sizes) for part, term in _terms(entry)]
-        return Form(axes, sizes[0], run, 1, tuple(row), ())
+        return MatrixView(axes, sizes[0], run, 1, tuple(row), ())
     split = _split(entry.parts, kept)
     rows, cols = [], []
     for part, term in _terms(entry):
@@ -57,12 +57,12 @@ def make_form(entry: Entry, axes: tuple[int, ...]) -> Form:
             rows.append(_term(term, part, kept[:split], repeats, sizes[:split]))
         else:
             cols.append(_term(term, part, kept[split:], repeats, sizes[split:]))
-    return Form(
+    return MatrixView(
         axes, math.prod(sizes[:split]), math.prod(sizes[split:]), run, tuple(rows), tuple(cols)
     )
 
 
-def cell_numbers(entry: Entry, form: Form) -> Tensor:
+def cell_numbers(entry: Entry, form: MatrixView) -> Tensor:
     """The flat number of the entry's cell at each position of (rows, cols), flat."""
     kept, repeats, sizes, run = _positions(entry, form.axes)
     numbers = CellTerm(1.0, torch.arange(math.prod(entry.cells)))

@@ -1,4 +1,4 @@
-"""A plan compiled for repeated use: bind, measure, solve, decide, apply.
+"""The careful step, which decides wherever there is doubt: bind, measure, solve, decide, apply.
 
 Everything that can fail is decided before the first write, so a step is all or nothing.
 """
@@ -16,6 +16,7 @@ from enorm_fx.errors import NonFiniteError, PlanError
 from enorm_fx.plan.data import PlanData
 from enorm_fx.plan.records import Group
 from enorm_fx.step.checks import find_parameter
+from enorm_fx.step.descent import Descent, sweep_
 from enorm_fx.step.factors import (
     Factors,
     FactorTable,
@@ -26,24 +27,23 @@ from enorm_fx.step.factors import (
     multiply_,
     usable,
 )
-from enorm_fx.step.job import Job
 from enorm_fx.step.layout import Block, Entry, Layout, make_layout
 from enorm_fx.step.measure import (
     accumulation_dtype,
     block_values,
     clear_removed_,
+    max_abs,
     measure_,
-    size,
 )
 from enorm_fx.step.memory import check_plain
 from enorm_fx.step.normal_range import HeldBack, hold_in_range_
 from enorm_fx.step.optimizer_state import exponents, state_buffers
 from enorm_fx.step.precision import full_precision
-from enorm_fx.step.solve import Descent, sweep_
+from enorm_fx.step.recipe import Recipe
 from enorm_fx.step.streamed import StreamedCells, bound, streamable, streamed
 
 
-class Program:
+class CarefulStep:
     """Index maps and workspaces for one plan, one choice of groups, one p and c.
 
     active: the groups that may move; None: all scales may, as the caller says (nothing to solve).
@@ -126,11 +126,11 @@ class Program:
         """Of the cells of a weight."""
         return accumulation_dtype(weight.dtype, self._p, self._wide)
 
-    def job(self, writes: list[Write], cycles: int) -> Job:
+    def recipe(self, writes: list[Write], cycles: int) -> Recipe:
         """What a backend needs to know, for the memory that is bound now."""
         weights = tuple(parameter.detach() for parameter in self._parameters)
         detached = tuple(Write(w.entry, w.tensor.detach(), w.exponent) for w in writes)
-        return Job(self._layout, weights, detached, self._p, self._c, cycles, self._exact)
+        return Recipe(self._layout, weights, detached, self._p, self._c, cycles, self._exact)
 
     def run_(
         self, optimizer: Optimizer | None, buffers: Mapping[str, int] | None, cycles: int
@@ -167,7 +167,7 @@ class Program:
                 streams[number] = streamed(weight.detach(), entry, self._p, self._dtype(weight))
                 largest = bound(streams[number])
             else:
-                largest = size(weight)
+                largest = max_abs(weight)
             sizes.append(largest.to(self.device, torch.float64))
         values = self._block_values(streams)
         return Descent(self._layout, values, self._p, self._c, self.zeros()), self._stack(sizes)
@@ -189,7 +189,7 @@ class Program:
 
     def sizes(self) -> Tensor:
         """max |w| of every entry, float64 (entries,)."""
-        return self._stack([size(w).to(self.device, torch.float64) for _, w in self._pairs()])
+        return self._stack([max_abs(w).to(self.device, torch.float64) for _, w in self._pairs()])
 
     def collect(
         self,
@@ -311,7 +311,7 @@ def _streamed(layout: Layout, room: int | None) -> frozenset[int]:
 
 
 def _signature(parameters: list[nn.Parameter]) -> tuple[object, ...]:
-    # id() is safe here: the program holds the parameters, so no other object takes their place.
+    # id() is safe here: the step holds the parameters, so no other object takes their place.
     return tuple((id(p), p.dtype, p.device, p.shape) for p in parameters)
 
 

@@ -185,7 +185,7 @@ def test_nothing_is_compiled_again_while_nothing_changes(
     optimizer = trained(case)
     enorm = ENorm(case.plan, optimizer, backend=backend)
     enorm.step()
-    monkeypatch.setattr("enorm_fx.step.compiled.compile_step", None)
+    monkeypatch.setattr("enorm_fx.step.runner.compile_step", None)
     optimizer.step()
     old = weights(case.model)
     enorm.step()

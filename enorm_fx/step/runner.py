@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from enorm_fx.step.backends import compile_step
-from enorm_fx.step.bound import Bound, structure_of
-from enorm_fx.step.job import Compiled, Job
+from enorm_fx.step.careful import CarefulStep
+from enorm_fx.step.guard import Guard, structure_of
 from enorm_fx.step.optimizer_state import exponents
-from enorm_fx.step.program import Program
+from enorm_fx.step.recipe import BackendStep, Recipe
 
 
-class CompiledStep:
-    """Runs a program by a backend, and the careful way where the backend refuses.
+class StepRunner:
+    """Runs a step by a backend, and the careful way where the backend refuses.
 
     deferred: do not wait for the device after a step; if the step refused, the next one is made
     the careful way, which says what is wrong.
@@ -25,7 +25,7 @@ class CompiledStep:
 
     def __init__(
         self,
-        program: Program,
+        careful: CarefulStep,
         optimizer: Optimizer | None,
         buffers: Mapping[str, int],
         *,
@@ -33,14 +33,14 @@ class CompiledStep:
         backend: str,
         deferred: bool,
     ) -> None:
-        self._program, self._optimizer, self._buffers = program, optimizer, dict(buffers)
+        self._careful, self._optimizer, self._buffers = careful, optimizer, dict(buffers)
         self._cycles, self._wanted, self._deferred = cycles, backend, deferred
-        program.bind_()
-        self._structure = structure_of(program.model, program.names)
-        self._bound: Bound | None = None
+        careful.bind_()
+        self._structure = structure_of(careful.model, careful.names)
+        self._guard: Guard | None = None
         self._backend = ""
-        self._job: Job | None = None
-        self._compiled: Compiled | None = None
+        self._recipe: Recipe | None = None
+        self._compiled: BackendStep | None = None
         self._versioned: list[Tensor] = []
         self._unread: Tensor | None = None
         self._turn = threading.Lock()
@@ -57,7 +57,7 @@ class CompiledStep:
         return self._compile_if_needed()[0].code
 
     def run_(self) -> None:
-        """One step. Raises what `Program.apply_` raises, with nothing written.
+        """One step. Raises what `CarefulStep.apply_` raises, with nothing written.
 
         One at a time: native code runs while other threads of Python do, and a step has one
         workspace.
@@ -66,34 +66,38 @@ class CompiledStep:
             self._run_()
 
     def _run_(self) -> None:
-        compiled, job = self._compile_if_needed()
-        if not job.writes:
+        compiled, recipe = self._compile_if_needed()
+        if not recipe.writes:
             return
         if self._refused_before() or not self._succeeded(compiled.run()):
-            self._program.run_(self._optimizer, self._buffers, self._cycles)
+            self._careful.run_(self._optimizer, self._buffers, self._cycles)
             return
         # Memory may have been written behind autograd's back: a graph that needs it must notice.
         torch.autograd.graph.increment_version(self._versioned)
 
-    def _compile_if_needed(self) -> tuple[Compiled, Job]:
-        if self._compiled is None or self._job is None or not (self._bound and self._bound.holds()):
-            self._bound = None
-            self._structure.check(self._program.model)
-            self._program.bind_()
-            writes = self._program.collect(self._optimizer, self._buffers, gradients=False)
-            self._job = self._program.job(writes, self._cycles)
-            self._backend, self._compiled = compile_step(self._job, self._wanted)
+    def _compile_if_needed(self) -> tuple[BackendStep, Recipe]:
+        if (
+            self._compiled is None
+            or self._recipe is None
+            or not (self._guard and self._guard.holds())
+        ):
+            self._guard = None
+            self._structure.check(self._careful.model)
+            self._careful.bind_()
+            writes = self._careful.collect(self._optimizer, self._buffers, gradients=False)
+            self._recipe = self._careful.recipe(writes, self._cycles)
+            self._backend, self._compiled = compile_step(self._recipe, self._wanted)
             self._versioned = [
                 w.tensor for w in writes if w.exponent == 1 and not w.tensor.is_inference()
             ]
             known = exponents(self._optimizer, self._buffers) if self._optimizer else {}
-            self._bound = Bound(
-                self._program.model,
-                self._program.names,
+            self._guard = Guard(
+                self._careful.model,
+                self._careful.names,
                 self._optimizer,
                 [name for name, exponent in known.items() if exponent],
             )
-        return self._compiled, self._job
+        return self._compiled, self._recipe
 
     def _refused_before(self) -> bool:
         unread, self._unread = self._unread, None
