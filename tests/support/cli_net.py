@@ -53,7 +53,8 @@ class Normed(nn.Module):
 
 class Branch(Net):
     def forward(self, x):
-        return x if x.sum() > 0 else super().forward(x)
+        y = super().forward(x)
+        return y if y.sum() > 0 else y.exp()
 
 
 class Odd(Net):
