@@ -130,10 +130,7 @@ def load(target: Target, keywords: dict[str, Any]) -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        with foreign_code(f"importing {target.module}"):
-            module = _import(target)
-        with foreign_code(f"looking up {target.name}"):
-            made = _look_up(module, target)
+        made = found(target)
         if isinstance(made, nn.Module):
             if keywords:
                 raise TargetError(f"{target.name} is a module already: it takes no --arg")
@@ -151,6 +148,17 @@ def load(target: Target, keywords: dict[str, Any]) -> nn.Module:
             "not a torch.nn.Module"
         )
     return model
+
+
+def found(target: Target) -> Any:
+    """Import the target's module and look the name up.
+
+    Raises TargetError where the module or the name does not exist, or the code fails.
+    """
+    with foreign_code(f"importing {target.module}"):
+        module = _import(target)
+    with foreign_code(f"looking up {target.name}"):
+        return _look_up(module, target)
 
 
 @contextlib.contextmanager

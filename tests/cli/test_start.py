@@ -31,8 +31,8 @@ def imported_by(*argv: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "argv",
-    [["--help"], ["--version"], ["analyze", "--help"], ["demo", "--help"], ["ops"],
-     ["ops", "--json"]],
+    [["--help"], ["--version"], ["analyze", "--help"], ["smooth", "--help"], ["demo", "--help"],
+     ["ops"], ["ops", "--json"]],
 )  # fmt: skip
 def test_no_torch_before_there_is_work(argv: list[str]) -> None:
     assert not imported_by(*argv) & {"torch", "numpy", "networkx", "matplotlib"}
