@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from enorm_fx.counting import count_symmetries
     from enorm_fx.enorm import ENorm
     from enorm_fx.fingerprinting import Fingerprint, fingerprint
+    from enorm_fx.imbalances import Imbalance, imbalance
     from enorm_fx.model_plan import Plan
     from enorm_fx.smoothing import Smoothing, smooth
     from enorm_fx.verifying import Verification, verify
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _HOME = {
     "ENorm": "enorm",
     "Fingerprint": "fingerprinting",
+    "Imbalance": "imbalances",
     "Plan": "model_plan",
     "Report": "balancing",
     "Smoothing": "smoothing",
@@ -33,6 +35,7 @@ _HOME = {
     "canonicalize_": "canonical",
     "count_symmetries": "counting",
     "fingerprint": "fingerprinting",
+    "imbalance": "imbalances",
     "smooth": "smoothing",
     "verify": "verifying",
 }
@@ -41,6 +44,7 @@ __all__ = [
     "ENorm",
     "EnormError",
     "Fingerprint",
+    "Imbalance",
     "Plan",
     "Report",
     "Smoothing",
@@ -51,6 +55,7 @@ __all__ = [
     "canonicalize_",
     "count_symmetries",
     "fingerprint",
+    "imbalance",
     "smooth",
     "verify",
 ]

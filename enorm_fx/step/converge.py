@@ -44,7 +44,8 @@ def converge_(descent: Descent, tol: float) -> tuple[int, float]:
     gap = smallest = float(imbalance(descent))
     cycles = lowered = 0  # lowered: the cycle after which the gap was smallest
     while cycles < MAX_CYCLES:
-        if gap <= tol and (gap <= _SETTLED or cycles - lowered >= _ROUNDING):
+        # Negated, so that NaN ends it: who applies the scales says which weight is not finite.
+        if not gap > tol and (not gap > _SETTLED or cycles - lowered >= _ROUNDING):
             break
         start = predictor.predict(descent.u) if cycles - lowered <= _PATIENCE else descent.u
         descent.u = start.clone()

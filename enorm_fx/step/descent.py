@@ -67,10 +67,9 @@ class LogMarginals:
 
     def alive(self) -> Tensor:
         """Channels that have something on both sides, (channels,) bool."""
-        up = torch.stack([m for _, m in self.positive]).amax(0)
-        down = torch.stack([m for _, m in self.negative]).amax(0)
-        # `!=` lets NaN through: a weight that is not finite must not look like a dead unit.
-        return (up != -math.inf) & (down != -math.inf)
+        down = torch.stack([m for _, m in self.positive]).amax(0)
+        up = torch.stack([m for _, m in self.negative]).amax(0)
+        return _two_sided(down, up)
 
 
 def sweep_(descent: Descent, exact: bool) -> None:
@@ -85,29 +84,43 @@ def sweep_(descent: Descent, exact: bool) -> None:
             descent.u[group.start : group.start + group.channels] += step
 
 
-def imbalance(descent: Descent) -> Tensor:
-    """The gap at u, 0-dim: the largest |P - N| / (P + N) of a channel that can move.
+def pulls(descent: Descent) -> tuple[Tensor, Tensor]:
+    """log P and log N of every scale at u, each (num_scales + 1,); -inf: nothing there.
 
-    P and N are the sums of a * M_a over positive and of |a| * M_a over negative coefficients, so
-    P - N is dJ/du / p; for p = inf they are maxima. Dimensionless; 0 at the optimum only.
+    P and N are the sums of a * M_a over positive and of |a| * M_a over negative coefficients: what
+    pulls the scale down and up. P - N is dJ/du / p; for p = inf they are maxima.
     """
-    gaps = [torch.zeros((), dtype=descent.u.dtype, device=descent.u.device)]
+    down, up = (torch.full_like(descent.u, -math.inf) for _ in range(2))
     for group in descent.layout.groups:
         sides = _sides(descent, group)
-        if sides.positive and sides.negative:
-            slope = _slope(descent.p, sides, torch.zeros_like(sides.positive[0][1]))
-            gaps.append(torch.where(sides.alive(), slope, 0.0).abs().amax())
-    return torch.tanh(torch.stack(gaps).amax() / 2)
+        still = descent.u.new_zeros(group.channels)
+        for pull, side in ((down, sides.positive), (up, sides.negative)):
+            if side:
+                pull[group.start : group.start + group.channels] = _joined(descent.p, side, still)[
+                    0
+                ]
+    return down, up
+
+
+def gaps(descent: Descent) -> Tensor:
+    """|P - N| / (P + N) of every scale at u, (num_scales + 1,); 0 where a side has nothing."""
+    down, up = pulls(descent)
+    return torch.where(_two_sided(down, up), torch.tanh((down - up).abs() / 2), 0.0)
+
+
+def imbalance(descent: Descent) -> Tensor:
+    """The gap at u, 0-dim: the largest of `gaps`. Dimensionless; 0 at the optimum only."""
+    return gaps(descent).amax()
 
 
 def alive(descent: Descent) -> Tensor:
     """Scales that have something on both sides, (num_scales + 1,) bool; the last is False."""
-    out = torch.zeros_like(descent.u, dtype=torch.bool)
-    for group in descent.layout.groups:
-        sides = _sides(descent, group)
-        if sides.positive and sides.negative:
-            out[group.start : group.start + group.channels] = sides.alive()
-    return out
+    return _two_sided(*pulls(descent))
+
+
+def _two_sided(down: Tensor, up: Tensor) -> Tensor:
+    # `!=` lets NaN through: a weight that is not finite must not look like a dead unit.
+    return (down != -math.inf) & (up != -math.inf)
 
 
 def log_cost(descent: Descent) -> Tensor:
