@@ -66,25 +66,18 @@ def analyze(
 
     Source: Stock et al., Equi-normalization of Neural Networks, ICLR 2019 (arXiv:1902.10416).
     """
-    return analyze_traced(
-        model,
-        example_inputs,
-        batchnorm=batchnorm,
-        biases=biases,
-        frozen=frozen,
-        rules=rules,
-        tracer=tracer,
-    )[0]
+    choices = {"batchnorm": batchnorm, "biases": biases, "frozen": frozen, "tracer": tracer}
+    return analyze_traced(model, example_inputs, rules, **choices)[0]
 
 
 def analyze_traced(
     model: nn.Module,
-    example_inputs: Any = None,
-    *,
-    batchnorm: str = "skip",
-    biases: str = "rescale",
-    frozen: str = "pin",
+    example_inputs: Any,
     rules: Mapping[type[nn.Module], Rule] | None = None,
+    *,
+    batchnorm: str,
+    frozen: str,
+    biases: str = "rescale",
     tracer: str = "auto",
 ) -> tuple[Plan, Trace]:
     """What `analyze` gives, and the calls that it is about."""
