@@ -43,6 +43,7 @@ def draw(path: Path, record: Mapping[str, Any]) -> None:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     panels[0].set_ylabel("seconds of one thread")
     panels[min(1, len(panels) - 1)].legend(frameon=False)
     figure.savefig(path, format="png", dpi=110)
