@@ -8,7 +8,6 @@ stays as it is. A label with `wild` belongs to a tensor of zeros, which every la
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -189,9 +188,8 @@ def distinct(ids: list[Ids]) -> list[Ids]:
     Slices are told apart by a hash; what it takes for equal is compared before anything is dropped.
     Small arrays are left as they are.
     """
-    shape = [max(sizes) for sizes in zip(*(i.shape for i in ids), strict=True)]
-    rows = math.prod(shape)
-    if rows <= _FEW_ROWS or rows == max(shape):
+    shape = torch.broadcast_shapes(*(i.shape for i in ids))
+    if shape.numel() <= _FEW_ROWS or shape.numel() == max(shape):
         return ids  # few rows, or one axis, along which little is repeated
     for axis, size in enumerate(shape):
         if size == 1:
