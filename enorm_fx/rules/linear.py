@@ -245,3 +245,42 @@ def embedding(
         weight = ctx.define(weight, [LabelTerm(1, ctx.system.fresh(1, weight.shape[1]))])
     rows = ctx.system.uniform(weight, [0])
     return rows.map(ctx.shape, lambda ids: expand_dims(ids[0], len(ctx.shape)))
+
+
+# What follows (input, weight, offsets) in a call; torch's own function has another order and takes
+# (weight, input, offsets).
+_BAG = (
+    "max_norm", "norm_type", "scale_grad_by_freq", "mode", "sparse", "per_sample_weights",
+    "include_last_offset", "padding_idx",
+)  # fmt: skip
+_TORCH_BAG = _BAG[2:]
+
+
+@rule("embedding_bag", weights=("input", "weight"))
+def embedding_bag(
+    ctx: Context, input: Label, weight: Label, offsets: Any = None, *options: Any, **named: Any
+) -> Any:
+    """y[b, d] = the sum, mean or maximum over i in bag b of weight[x[i], d] * s[i].
+
+    Shapes:   x (B, L) or (N,) of integers, weight (V, D), s like x, y (B, D).
+    Symmetry: which rows are read is not known, so the weight takes e[d]; y[b, d] takes e[d] and
+              what the numbers s of bag b scale by.
+    """
+    is_torchs = isinstance(ctx.out, tuple)  # with the bags' sizes and offsets
+    given = {**dict(zip(_TORCH_BAG if is_torchs else _BAG, options, strict=False)), **named}
+    if is_torchs:
+        input, weight = weight, input
+    if given.get("max_norm") is not None or len(weight.shape) != 2 or input.terms:
+        return NotImplemented  # renormalizes rows in place, or the order before torch 1.0
+    if ctx.parameter_name(input) is not None:
+        return NotImplemented
+    if ctx.is_new(weight):
+        weight = ctx.define(weight, [LabelTerm(1, ctx.system.fresh(1, weight.shape[1]))])
+    y = ctx.system.uniform(weight, [0])
+    scales = given.get("per_sample_weights")
+    if isinstance(scales, Label):
+        # Without offsets each row is a bag; with them any run of entries may be one.
+        scales = ctx.system.uniform(scales, [len(scales.shape) - 1])
+        y = add(ctx.shape, y, scales.map((ctx.shape[0], 1), lambda ids: ids.reshape(-1, 1)))
+    y = Label(ctx.shape, y.terms)
+    return (y, *(Label(spec.shape) for spec in ctx.out[1:])) if is_torchs else y

@@ -51,6 +51,44 @@ def linear_layers() -> Iterator[OpCase]:
     yield OpCase("F.embedding", F.embedding, (ids, x(3, 2)), rows, 2)
     yield OpCase("torch.embedding", torch.embedding, (x(3, 2), ids), rows, 2)
     yield OpCase("aten.embedding", aten.embedding.default, (x(3, 2), ids), rows, 2)
+    yield from _bags(ids, rows)
+
+
+def _bags(ids: Tensor, rows: str) -> Iterator[OpCase]:
+    flat, starts = ids.reshape(-1), torch.tensor([0, 3])
+    for mode in ("sum", "mean", "max"):
+        bag = layer(nn.EmbeddingBag(3, 2, mode=mode))
+        yield OpCase(f"nn.EmbeddingBag({mode})", bag, (ids,), rows, 2)
+        yield OpCase(f"nn.EmbeddingBag({mode}) with offsets", bag, (flat, starts), rows, 2)
+    capped = layer(nn.EmbeddingBag(3, 2, max_norm=0.5))
+    yield OpCase("nn.EmbeddingBag(max_norm)", capped, (ids,), "not a number of the weight alone", 0)
+    # Columns of the weight, and the numbers of a bag.
+    yield OpCase("F.embedding_bag with numbers", _weighted_bags, (x(3, 2), ids, x(2, 2)), rows, 4)
+    yield OpCase(
+        "F.embedding_bag with numbers and offsets",
+        lambda w, i, o, s: F.embedding_bag(i, w, o, None, 2.0, False, "sum", False, s),
+        (x(3, 2), flat, starts, x(4)),
+        "which entries share a bag is not known",
+        3,
+    )
+    yield OpCase(
+        "torch.embedding_bag",
+        lambda w, i, o, s: torch.embedding_bag(w, i, o, False, 0, False, s)[0],
+        (x(3, 2), flat, starts, x(4)),
+        "which entries share a bag is not known",
+        3,
+    )
+    yield OpCase(
+        "aten.embedding_bag",
+        lambda w, i, o: aten.embedding_bag.default(w, i, o, False, 1)[0],
+        (x(3, 2), flat, starts),
+        rows,
+        2,
+    )
+
+
+def _weighted_bags(weight: Tensor, ids: Tensor, numbers: Tensor) -> Tensor:
+    return F.embedding_bag(ids, weight, per_sample_weights=numbers, mode="sum")
 
 
 class _Twice(nn.Module):
