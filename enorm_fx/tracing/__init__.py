@@ -11,6 +11,7 @@ from torch import nn
 from enorm_fx.errors import ArgumentError, DataDependentError, TraceError
 from enorm_fx.tracing.every_mode import AnyRecording, trace_in_every_mode
 from enorm_fx.tracing.inputs import Call, as_call, guesses, shapes_of
+from enorm_fx.tracing.plain_types import plain_types
 from enorm_fx.tracing.symbolic import Recording
 from enorm_fx.tracing.trace import Node, Spec, Trace
 from enorm_fx.tracing.undisturbed import Snapshot, undisturbed
@@ -35,7 +36,7 @@ def trace(
     """
     if opaque and tracer == "export":
         raise ArgumentError('rules for modules need tracer="symbolic" or "auto"')
-    with undisturbed(model, example_inputs) as snapshot:
+    with undisturbed(model, example_inputs) as snapshot, plain_types(model):
         symbolic = partial(Recording, snapshot=snapshot, opaque=opaque)
         front_ends: dict[str, FrontEnd] = {"symbolic": symbolic, "export": _export}
         if opaque or tracer != "auto":
