@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from enorm_fx.counting import count_symmetries
     from enorm_fx.enorm import ENorm
     from enorm_fx.fingerprinting import Fingerprint, fingerprint
+    from enorm_fx.folding.batchnorm import Folding, fold_batchnorm_
+    from enorm_fx.folding.relu6 import replace_relu6_
     from enorm_fx.imbalances import Imbalance, imbalance
     from enorm_fx.model_plan import Plan
     from enorm_fx.smoothing import Smoothing, smooth
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 _HOME = {
     "ENorm": "enorm",
     "Fingerprint": "fingerprinting",
+    "Folding": "folding.batchnorm",
     "Imbalance": "imbalances",
     "Plan": "model_plan",
     "Report": "balancing",
@@ -35,7 +38,9 @@ _HOME = {
     "canonicalize_": "canonical",
     "count_symmetries": "counting",
     "fingerprint": "fingerprinting",
+    "fold_batchnorm_": "folding.batchnorm",
     "imbalance": "imbalances",
+    "replace_relu6_": "folding.relu6",
     "smooth": "smoothing",
     "verify": "verifying",
 }
@@ -44,6 +49,7 @@ __all__ = [
     "ENorm",
     "EnormError",
     "Fingerprint",
+    "Folding",
     "Imbalance",
     "Plan",
     "Report",
@@ -55,7 +61,9 @@ __all__ = [
     "canonicalize_",
     "count_symmetries",
     "fingerprint",
+    "fold_batchnorm_",
     "imbalance",
+    "replace_relu6_",
     "smooth",
     "verify",
 ]

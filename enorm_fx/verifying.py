@@ -55,8 +55,8 @@ def verify(plan: Plan, example_inputs: Any = None, *, trials: int = 3) -> Verifi
     generator = torch.Generator().manual_seed(0)
     _fill_zeros(model, generator)
     call = plan.inputs if example_inputs is None else as_call(example_inputs)
-    args, kwargs = _in_double(call, generator, draw=example_inputs is None)
-    before = _outputs(model, args, kwargs)
+    args, kwargs = in_double(call, generator, draw=example_inputs is None)
+    before = outputs_in_double(model, args, kwargs)
     if not all(bool(y.isfinite().all()) for y in before):
         raise ArgumentError("the model's outputs are not finite: verify with other inputs")
     if not any(y.numel() for y in before):
@@ -67,7 +67,7 @@ def verify(plan: Plan, example_inputs: Any = None, *, trials: int = 3) -> Verifi
     for _ in range(trials):
         u = _SPREAD * torch.randn(plan.num_scales, dtype=torch.float64, generator=generator)
         on_copy.rescale_(u)
-        largest = max(largest, relative_change(before, _outputs(model, args, kwargs)))
+        largest = max(largest, relative_change(before, outputs_in_double(model, args, kwargs)))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(saved[name])
@@ -101,7 +101,9 @@ def relative_change(before: list[Tensor], after: list[Tensor]) -> float:
     return largest
 
 
-def _in_double(call: Call, generator: torch.Generator, draw: bool) -> Call:
+def in_double(call: Call, generator: torch.Generator, draw: bool) -> Call:
+    """The same call in float64; draw: with random floating-point tensors of the same shapes."""
+
     def convert(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
@@ -113,7 +115,7 @@ def _in_double(call: Call, generator: torch.Generator, draw: bool) -> Call:
     return replaced(Tensor, call, convert)  # type: ignore[no-any-return]
 
 
-def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
+def outputs_in_double(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
     """The floating-point outputs of one run; the same dropout masks every time."""
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _double_by_default():
         torch.manual_seed(0)
