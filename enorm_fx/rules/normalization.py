@@ -1,15 +1,17 @@
 """Normalization layers: the input is pinned, the affine parameters produce a new scale.
 
 Scaling the input would change the result through epsilon, so the input keeps its values; what
-gamma and beta make of the normalized tensor may be rescaled exactly, in training too.
+gamma and beta make of the normalized tensor may be rescaled exactly, in training too. Weight
+normalization has no epsilon: the direction that is divided by its norm may scale as it likes.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from enorm_fx.rules.reduction import reduced
 from enorm_fx.rules.registry import Context, rule
-from enorm_fx.symmetry.labels import Label, LabelTerm, expand_dims
+from enorm_fx.symmetry.labels import Label, LabelTerm, add, expand_dims
 
 
 @rule("batch_norm", weights=("weight", "bias"))
@@ -77,6 +79,44 @@ def normalize(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Label:
         if isinstance(value, Label):
             ctx.pin(ctx.known(value), reason)
     return ctx.pinned(ctx.shape, reason)
+
+
+@rule("weight_norm", weights=("v", "g"))
+def weight_norm(ctx: Context, v: Label, g: Label, dim: int = 0) -> Any:
+    """w = g v / |v|, the norm over all axes but one; over all of them for dim = -1.
+
+    Shapes:   v and w alike; g has v's size along dim and 1 elsewhere, or is one number.
+    Symmetry: the norm asks that v scales alike along its axes, and then the scale of v cancels:
+              it is free, a fresh variable per slice. w takes the label of g.
+    Source:   Salimans, Kingma, "Weight Normalization", 2016, equation 2.
+    """
+    axes = _except(dim, len(v.shape))
+    if axes is None or g.shape not in ((), tuple(1 if a in axes else n for a, n in _sizes(v))):
+        return NotImplemented
+    if ctx.is_new(v):
+        sizes = [1 if a in axes else n for a, n in _sizes(v)]
+        v = ctx.define(v, [LabelTerm(1, ctx.system.fresh(*sizes))])
+    if ctx.is_new(g):
+        g = ctx.define(g, [LabelTerm(1, ctx.system.fresh(*g.shape))])
+    ctx.because("it is divided by its norm")
+    ctx.system.uniform(v, axes)
+    return add(ctx.shape, g)
+
+
+@rule("norm_except_dim")
+def norm_except_dim(ctx: Context, v: Label, pow: Any = 2, dim: int = 0) -> Any:
+    """The norm over all axes but one, which stay with size 1; over all of them for dim = -1."""
+    axes = _except(dim, len(v.shape))
+    return NotImplemented if axes is None or pow == 0 else reduced(ctx, v, axes)
+
+
+def _except(dim: int, ndim: int) -> list[int] | None:
+    """The axes that a weight's norm is taken over; None where torch takes another view of dim."""
+    return [a for a in range(ndim) if a != dim] if -1 <= dim < ndim else None
+
+
+def _sizes(x: Label) -> list[tuple[int, int]]:
+    return list(enumerate(x.shape))
 
 
 def _keep_statistics(ctx: Context, *statistics: Any) -> None:

@@ -105,7 +105,10 @@ def _label(
         if label is not NotImplemented:
             return _checked(context, node, label, values)
         return _unknown(context, node, values, "'{}' with these arguments has no rule")
-    return _unknown(context, node, values, "no rule knows the op '{}'")
+    elsewhere = "'{}' writes its result into a tensor that it is given (out=)"
+    return _unknown(
+        context, node, values, "no rule knows the op '{}'" if entry is None else elsewhere
+    )
 
 
 def _keep_untouched(context: Context, node: Node) -> None:

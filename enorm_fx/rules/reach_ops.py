@@ -140,6 +140,14 @@ def _last_axes(call: Read) -> dict[str, Box]:
     return {"weight": own, "bias": own}
 
 
+@_reader("weight_norm")
+def _weight_norm(call: Read) -> dict[str, Box]:
+    """The slices that matter, each of them whole."""
+    dim = call.arguments["dim"]
+    own = Box(tuple(p if a == dim else None for a, p in enumerate(call.live.axes)))
+    return {"v": own, "g": own} if call.shape_of("g") else {"v": own}
+
+
 @_reader("scaled_dot_product_attention")
 def _attention(call: Read) -> dict[str, Box]:
     """The result has the last axis of the values."""

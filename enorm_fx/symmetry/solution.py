@@ -55,11 +55,15 @@ class Solution:
                 index = torch.where(signed == coefficient, root, -1)
                 for factor, part in self._expand(index):
                     parts.setdefault(factor * coefficient, []).append(part)
+        for coefficient, group in parts.items():
+            if coefficient > 0 and -coefficient in parts:
+                _cancel(group, parts[-coefficient])
         return tuple(
             ScaleTerm(float(coefficient), part)
             for coefficient, group in parts.items()
             if coefficient
             for part in group
+            if bool((part >= 0).any())
         )
 
     @staticmethod
@@ -89,6 +93,18 @@ class Solution:
                 part = torch.where(special, table[chosen], -1)
                 result.append((coefficient, part))
         return [(c, part) for c, part in result if bool((part >= 0).any())]
+
+
+def _cancel(plus: list[Tensor], minus: list[Tensor]) -> None:
+    """Take out, in place, what two arrays multiply and divide alike: entries, or one for all."""
+    for i, a in enumerate(plus):
+        for j, b in enumerate(minus):
+            if a.shape != b.shape and min(a.numel(), b.numel()) > 1:
+                continue
+            same = (a == b) & (a >= 0)
+            if a.shape == b.shape or bool(same.all()):
+                a = plus[i] = a.masked_fill(same if a.shape == b.shape else same.all(), -1)
+                minus[j] = b.masked_fill(same if a.shape == b.shape else same.all(), -1)
 
 
 def solve(system: System) -> Solution:

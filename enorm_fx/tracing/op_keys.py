@@ -28,6 +28,7 @@ _SYNONYMS = {
     "upsample_bilinear": "interpolate", "max_pool1d_with_indices": "max_pool1d",
     "max_pool2d_with_indices": "max_pool2d", "max_pool3d_with_indices": "max_pool3d",
     "feature_dropout": "dropout", "prelu_kernel": "prelu",
+    "vdot": "dot",
 }  # fmt: skip
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from enorm_fx.errors import TraceError
 from enorm_fx.nested import tensors_anywhere
@@ -24,6 +26,9 @@ FOREIGN = (RuntimeError, ValueError, TypeError, AssertionError, LookupError, Att
 # Torch logs whole tracebacks and graphs for what is an ordinary "no" here: our error says it.
 _LOUD = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch.export",
          "torch._export", "torch._functorch")  # fmt: skip
+
+# Hooks that set a weight of their module to what they compute of its parameters.
+_WEIGHT_HOOKS = (WeightNorm, SpectralNorm)
 
 _NUMBERS = (bool, int, float, complex, str, bytes)
 _CONTAINERS = (dict, list, set, OrderedDict)
@@ -74,10 +79,18 @@ class Snapshot:
         self._inputs.save([inputs])
 
     def new_tensors(self) -> Iterator[tuple[Tensor, str]]:
-        """Fake tensors that the model keeps after a run, with the attribute that holds them."""
+        """Fake tensors that the model keeps after a run, with the attribute that holds them.
+
+        A weight that one of torch's hooks computes before every call is no such: a call that read
+        the one of the call before would be noticed when the model runs again.
+        """
         for path, current, saved in self._saved:
+            hooks = current.get("_forward_pre_hooks", {}).values()
+            made_anew = {hook.name for hook in hooks if isinstance(hook, _WEIGHT_HOOKS)}
             for name, value in current.items():
-                if name == "_modules" or (value is saved.get(name) and not _may_hold(value)):
+                if name in ("_modules", *made_anew) or (
+                    value is saved.get(name) and not _may_hold(value)
+                ):
                     continue
                 for tensor in tensors_anywhere(value):
                     if isinstance(tensor, FakeTensor):

@@ -19,6 +19,7 @@ from tests.support import (
     op_cases_elementwise,
     op_cases_join,
     op_cases_linear,
+    op_cases_normalization,
     op_cases_pooling,
     op_cases_shape,
 )
@@ -28,7 +29,8 @@ from tests.support.op_cases import OpCase
 CASES = [
     case
     for module in (
-        op_cases_elementwise, op_cases_join, op_cases_linear, op_cases_pooling, op_cases_shape
+        op_cases_elementwise, op_cases_join, op_cases_linear, op_cases_normalization,
+        op_cases_pooling, op_cases_shape,
     )
     for case in module.CASES
 ]  # fmt: skip
@@ -147,6 +149,15 @@ def _choice_by_the_first(ctx: Context, condition: Label, input: Label, other: An
     return add(ctx.shape, input)
 
 
+def _direction_passes(ctx: Context, v: Label, g: Label, dim: int = 0) -> Label:
+    return add(ctx.shape, v, g)
+
+
+def _norm_over_rows_alone(ctx: Context, v: Label, g: Label, dim: int = 0) -> Label:
+    ctx.system.uniform(v, [1])
+    return add(ctx.shape, g)
+
+
 def _slices_reversed(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
     return shape.split(ctx, input, *args, **kwargs)[::-1]
 
@@ -179,6 +190,8 @@ MUTANTS: list[tuple[str, Callable[..., Any], str]] = [
     ("chunk", _slices_reversed, "torch.chunk(2, 0)"),
     ("batch_norm", _passes, "nn.BatchNorm1d eval"),
     ("layer_norm", _passes, "nn.LayerNorm"),
+    ("weight_norm", _direction_passes, "weight_norm dim 0"),
+    ("weight_norm", _norm_over_rows_alone, "weight_norm dim 0"),
     ("max_pool1d", _window_by_its_first, "nn.MaxPool1d"),
 ]
 

@@ -1,4 +1,4 @@
-"""Layers with weights: linear, convolutions, embeddings, normalizations, attention, products."""
+"""Layers with weights: linear, convolutions, embeddings, attention, products."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.support.op_cases import OpCase, layer, pos, spell, x
+from tests.support.op_cases import OpCase, layer, spell, x
 
 aten = torch.ops.aten
 POSITIONS = "positions share a scale"
@@ -31,7 +31,7 @@ def linear_layers() -> Iterator[OpCase]:
         "F.linear of a transposed weight", lambda a, w: F.linear(a, w.t()), (x(2, 3), x(3, 2))
     )
     yield OpCase("aten.linear", aten.linear.default, (x(2, 3), x(4, 3), x(4)))
-    yield OpCase("one layer twice", layer(_Twice(nn.Linear(3, 3))), (x(2, 3),))
+    yield OpCase("one layer twice", layer(Twice(nn.Linear(3, 3))), (x(2, 3),))
     yield OpCase("nn.Bilinear", layer(nn.Bilinear(2, 3, 2)), (x(2, 2), x(2, 3)))
     yield OpCase("F.bilinear", F.bilinear, (x(2, 2), x(2, 3), x(2, 2, 3), x(2)))
     yield OpCase("F.bilinear without bias", F.bilinear, (x(1, 2), x(1, 2), x(2, 2, 2)))
@@ -91,7 +91,9 @@ def _weighted_bags(weight: Tensor, ids: Tensor, numbers: Tensor) -> Tensor:
     return F.embedding_bag(ids, weight, per_sample_weights=numbers, mode="sum")
 
 
-class _Twice(nn.Module):
+class Twice(nn.Module):
+    """A layer, a ReLU and the same layer again."""
+
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
@@ -233,91 +235,6 @@ def _channels_apart(a: Tensor, w: Tensor) -> Tensor:
     return torch.cat([F.conv1d(a[:, i : i + 1], w) for i in range(2)], 1)
 
 
-def normalizations() -> Iterator[OpCase]:
-    """Inputs with the statistics of two or more entries, so that none is a constant."""
-    for mode in (True, False):
-        name = "training" if mode else "eval"
-        yield OpCase(f"nn.BatchNorm1d {name}", layer(nn.BatchNorm1d(3)).train(mode), (x(4, 3),))
-        yield OpCase(
-            f"nn.BatchNorm1d on sequences {name}",
-            layer(nn.BatchNorm1d(2)).train(mode),
-            (x(2, 2, 3),),
-        )
-        yield OpCase(
-            f"nn.BatchNorm2d {name}", layer(nn.BatchNorm2d(2)).train(mode), (x(2, 2, 2, 2),)
-        )
-        yield OpCase(
-            f"nn.BatchNorm3d {name}", layer(nn.BatchNorm3d(2)).train(mode), (x(2, 2, 2, 1, 2),)
-        )
-        yield OpCase(
-            f"nn.BatchNorm1d(affine=False) {name}",
-            layer(nn.BatchNorm1d(3, affine=False)).train(mode),
-            (x(4, 3),),
-        )
-        yield OpCase(
-            f"nn.BatchNorm1d(no statistics) {name}",
-            layer(nn.BatchNorm1d(3, track_running_stats=False)).train(mode),
-            (x(4, 3),),
-        )
-        yield OpCase(
-            f"nn.InstanceNorm1d(affine) {name}",
-            layer(nn.InstanceNorm1d(2, affine=True, track_running_stats=True)).train(mode),
-            (x(2, 2, 3),),
-        )
-    given = (x(4, 3), x(3), pos(3), x(3), x(3))
-    statistics = "running statistics are inputs here"
-    yield OpCase("F.batch_norm", F.batch_norm, given, statistics, 3)
-    yield OpCase(
-        "F.batch_norm training", lambda *t: F.batch_norm(*t, training=True), given, statistics, 3
-    )
-    yield OpCase(
-        "torch.batch_norm",
-        lambda a, m, v, w, b: torch.batch_norm(a, w, b, m, v, False, 0.1, 1e-5, False),
-        given,
-        statistics,
-        3,
-    )
-    yield OpCase(
-        "F.instance_norm",
-        lambda a, w, b: F.instance_norm(a, weight=w, bias=b),
-        (x(2, 2, 3), x(2), x(2)),
-    )
-    yield OpCase(
-        "torch.instance_norm",
-        lambda a, w, b: torch.instance_norm(a, w, b, None, None, True, 0.1, 1e-5, False),
-        (x(2, 2, 3), x(2), x(2)),
-    )
-    yield OpCase("nn.InstanceNorm2d", nn.InstanceNorm2d(2), (x(1, 2, 2, 2),))
-    yield OpCase("nn.GroupNorm", layer(nn.GroupNorm(2, 4)), (x(2, 4, 2),))
-    yield OpCase("nn.GroupNorm(affine=False)", nn.GroupNorm(2, 4, affine=False), (x(2, 4, 2),))
-    yield OpCase("F.group_norm", lambda a, w, b: F.group_norm(a, 1, w, b), (x(2, 2, 2), x(2), x(2)))
-    yield OpCase(
-        "F.group_norm, weight alone", lambda a, w: F.group_norm(a, 1, w), (x(2, 2, 2), x(2))
-    )
-    yield OpCase("nn.LayerNorm", layer(nn.LayerNorm(3)), (x(2, 3),))
-    yield OpCase("nn.LayerNorm over two axes", layer(nn.LayerNorm((2, 3))), (x(2, 2, 3),))
-    yield OpCase("nn.LayerNorm(bias=False)", layer(nn.LayerNorm(3, bias=False)), (x(2, 3),))
-    yield OpCase(
-        "nn.LayerNorm(affine=False)", nn.LayerNorm(3, elementwise_affine=False), (x(2, 3),)
-    )
-    yield OpCase("F.layer_norm", lambda a, w, b: F.layer_norm(a, (3,), w, b), (x(2, 3), x(3), x(3)))
-    yield OpCase(
-        "F.layer_norm, bias alone", lambda a, b: F.layer_norm(a, (3,), None, b), (x(2, 3), x(3))
-    )
-    yield OpCase("nn.RMSNorm", layer(nn.RMSNorm(3, eps=0.1)), (x(2, 3),))
-    yield OpCase("F.rms_norm", lambda a, w: F.rms_norm(a, (3,), w, 0.1), (x(2, 3), x(3)))
-    tiny = "epsilon is too small for numbers to see"
-    yield OpCase("F.normalize", lambda a: F.normalize(a, dim=1), (x(2, 3),), tiny, 0)
-    yield OpCase("F.cosine_similarity", F.cosine_similarity, (x(2, 3), x(2, 3)), tiny, 0)
-    by_names = F.cosine_similarity
-    yield OpCase("cosine by names", lambda a, b: by_names(a, x2=b), (x(2, 3), x(2, 3)), tiny, 0)
-    yield OpCase("nn.CosineSimilarity", nn.CosineSimilarity(dim=0), (x(2, 3), x(2, 3)), tiny, 0)
-    yield OpCase("nn.LocalResponseNorm", nn.LocalResponseNorm(2), (x(1, 3, 2),))
-    constant = nn.LayerNorm(3)
-    constant.weight = None  # type: ignore[assignment]
-    yield OpCase("nn.LayerNorm twice, bias alone", layer(_Twice(constant)), (x(2, 3),))
-
-
 def products() -> Iterator[OpCase]:
     for a, b in (
         ((2, 3), (3, 2)), ((3,), (3, 2)), ((2, 3), (3,)), ((3,), (3,)), ((2, 2, 3), (3, 2)),
@@ -437,5 +354,5 @@ class _SelfAttention(_Attention):
 
 
 CASES = [
-    *linear_layers(), *convolutions(), *normalizations(), *products(), *attention()
+    *linear_layers(), *convolutions(), *products(), *attention()
 ]  # fmt: skip

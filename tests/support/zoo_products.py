@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from tests.support.zoo_kit import C, L, chain, parameter, small
 
@@ -191,3 +192,27 @@ def _(m: Any, x: Tensor) -> Any:
 )
 def _(m: Any, x: Tensor) -> Any:
     return m.b(F.linear(x, m.w * m.mask).relu())
+
+
+def _normed(layer: nn.Module, **options: Any) -> nn.Module:
+    return parametrizations.weight_norm(layer, **options)
+
+
+chain("weight norm, read by a plain layer", (6, 3), _normed(L(3, 4)), nn.ReLU(), L(4, 2))
+chain("weight norm", (6, 3), _normed(L(3, 4)), nn.ReLU(), _normed(L(4, 3)), nn.ReLU(), L(3, 2))
+chain("weight norm over all", (6, 3), _normed(L(3, 4), dim=None), nn.ReLU(), L(4, 2))
+chain(
+    "weight norm per input", (6, 3), L(3, 4), nn.ReLU(), _normed(L(4, 3), dim=1), nn.ReLU(), L(3, 2)
+)
+chain(
+    "weight norm of convolutions", IMAGE, _normed(C(2, 4, 1)), nn.ReLU(),
+    _normed(C(4, 4, 3, groups=2)), nn.ReLU(), _normed(nn.ConvTranspose2d(4, 2, 1)),
+)  # fmt: skip
+
+
+@small("weight norm before a slice", (6, 3), a=_normed(L(3, 5)), b=L(3, 2))
+def _(m: Any, x: Tensor) -> Any:
+    return m.b(m.a(x).relu()[:, 1:4])
+
+
+chain("spectral norm", (6, 3), parametrizations.spectral_norm(L(3, 4)).eval(), nn.ReLU(), L(4, 2))

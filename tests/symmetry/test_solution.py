@@ -54,6 +54,31 @@ few = st.lists(entry, min_size=1, max_size=2)
 more = st.lists(entry, min_size=1, max_size=4)
 
 
+def test_what_is_multiplied_and_divided_alike_is_no_term() -> None:
+    system = System()
+    a, b, c = system.fresh(1), system.fresh(3), system.fresh(3)
+    system.zero([LabelTerm(1, b), LabelTerm(-1, c)])
+    solution = solve(system)
+
+    def shown(*terms: tuple[int, Tensor]) -> list[tuple[float, list[int]]]:
+        found = solution.terms([LabelTerm(*term) for term in terms])
+        return [(t.coefficient, t.index.tolist()) for t in found]
+
+    assert (
+        shown((1, b), (-1, c)) == shown((2, a), (-2, a)) == shown((1, a.expand(3)), (-1, a)) == []
+    )
+    one = int(a)
+    assert shown((1, a), (-1, torch.stack([a, b[:1], a]).squeeze(1))) == [
+        (1.0, [one]),
+        (-1.0, [one, int(solution.root[b[0]]), one]),
+    ]
+    mixed = torch.cat([b[:1], c[:2]])
+    assert shown((1, b), (-1, mixed)) == [
+        (1.0, [-1, *solution.root[b[1:]].tolist()]),
+        (-1.0, [-1, *solution.root[b[:2]].tolist()]),
+    ]
+
+
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(rows=st.lists(few | more, max_size=12), seed=st.integers(0, 100))
 def test_the_solution_solves_and_nothing_is_missing(rows: list[Row], seed: int) -> None:
