@@ -52,11 +52,13 @@ class Folding:
     """What `fold_batchnorm_` did.
 
     folded, left: every BatchNorm of the model is in one of them.
+    notes: what a reader should know about the trace, as in a plan.
     model, removed: what was folded, and the BatchNorm modules that are gone, unchanged.
     """
 
     folded: tuple[Folded, ...]
     left: tuple[LeftAlone, ...]
+    notes: tuple[str, ...]
     model: nn.Module = field(repr=False)
     removed: tuple[Any, ...] = field(repr=False)
 
@@ -97,6 +99,7 @@ class Folding:
         lines = [f"{len(self.folded)} BatchNorm layers folded, {len(self.left)} left alone"]
         lines += [f"  {entry.batchnorm} into {entry.layer}" for entry in self.folded]
         lines += [f"  {entry.module} left alone: {entry.reason}" for entry in self.left]
+        lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -133,7 +136,7 @@ def fold_batchnorm_(model: nn.Module, example_inputs: Any = None) -> Folding:
             except NotFoldedError as error:
                 left.append(LeftAlone(path, str(error)))
     removed = tuple(calls.modules[entry.batchnorm] for entry in folded)
-    result = Folding(tuple(folded), tuple(left), model, removed)
+    result = Folding(tuple(folded), tuple(left), before.notes, model, removed)
     if folded:
         _replace_(model, result, before)
         for entry, (weight, bias) in zip(folded, values, strict=True):

@@ -69,6 +69,8 @@ class Calls:
             if any(reader not in calls for reader in self._readers[leaf.index]):
                 raise NotFoldedError("its parameters or statistics are read elsewhere as well")
         self._check_untied(path, batchnorm, "its")
+        if batchnorm.weight is None and self._trace.cut:  # a gamma would be tied
+            raise NotFoldedError("it may be called again where the trace has ended")
         sources = [call.args[0] for call in calls]
         layer = self._only_layer(sources)
         module = self.modules[layer]

@@ -50,6 +50,7 @@ def joined(traces: Sequence[Trace], notes: tuple[str, ...] = ()) -> Trace:
         outputs=tuple(outputs),
         tied=tied,
         notes=tuple(dict.fromkeys((*all_notes, *notes))),
+        cut=any(trace.cut for trace in traces),
         shown=len(first.nodes),
         _values={},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -145,7 +146,7 @@ class Recording:
                 leaving.append((node, _AFTER))
             elif node not in known and node.op == "call_function":
                 leaving.append((node, "it is kept outside of the model"))
-        return self._normalized(leaving)
+        return replace(self._normalized(leaving), cut=cut is not None)
 
     def _normalized(self, leaving: list[tuple[fx.Node, str]]) -> Trace:
         return normalize(

@@ -73,6 +73,7 @@ class Trace:
     front_end:  "symbolic" or "export".
     inputs:     the call that was traced, as (args, kwargs).
     notes:      what a reader of the plan should know about the trace.
+    cut:        the trace ends where what the model does begins to depend on data.
     shown:      how many of the nodes graphs show; the rest are those of the other mode. None: all.
     written:    indices of the nodes whose memory some call writes into, itself or through a view.
     seen_elsewhere: indices of the calls that work in place and whose effect may be seen through
@@ -86,6 +87,7 @@ class Trace:
     front_end: str
     inputs: tuple[tuple[Any, ...], dict[str, Any]]
     notes: tuple[str, ...] = ()
+    cut: bool = False
     shown: int | None = None
     written: frozenset[int] = field(init=False)
     seen_elsewhere: frozenset[int] = field(init=False)

@@ -197,6 +197,33 @@ def test_a_model_without_values_is_left_alone() -> None:
     assert "it is on the meta device" in folding.left[0].reason
 
 
+class UntilDataDecides(nn.Module):
+    """Calls a BatchNorm again after the shape of a result depends on data."""
+
+    def __init__(self, affine: bool) -> None:
+        super().__init__()
+        self.a, self.n = C(2, 3, 1), B(3)
+        self.b, self.o = C(3, 3, 1), B(3, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.o(self.b(self.n(self.a(x)).relu())).relu()
+        chosen = y[y.sum((1, 2, 3)) > 0]  # as many images as there happen to be
+        result: Tensor = self.o(chosen).mean()
+        return result
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_what_may_be_called_after_the_trace_has_ended_stays(affine: bool) -> None:
+    model = trained(UntilDataDecides(affine))
+    before = outputs(model, IMAGES)
+    folding = fold_batchnorm_(model, IMAGES)
+    assert [entry.batchnorm for entry in folding.folded] == ["n"]
+    assert [entry.module for entry in folding.left] == ["o"]
+    assert len(folding.notes) == 1
+    assert folding.notes[0] in str(folding)
+    assert relative_change(before, outputs(model, IMAGES)) < EXACT
+
+
 # ---- all or nothing ----
 
 
