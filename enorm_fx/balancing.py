@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from enorm_fx.analysis import as_plan
 from enorm_fx.errors import ArgumentError
 from enorm_fx.model_plan import Plan
+from enorm_fx.plan.records import Group
 from enorm_fx.step.careful import CarefulStep
 from enorm_fx.step.checks import check_exact, check_finite, check_settings
 from enorm_fx.step.converge import converge_
-from enorm_fx.step.descent import Descent, log_cost
+from enorm_fx.step.descent import Descent, alive, log_cost
 from enorm_fx.step.measure import objective
 from enorm_fx.step.normal_range import HeldBack
 from enorm_fx.step.precision import full_precision
@@ -83,23 +85,87 @@ def balance(
 
     Raises ArgumentError, NonFiniteError or PlanError, with nothing written.
     """
+    plan = as_plan(model_or_plan, example_inputs, batchnorm)
+    found = find_optimum(plan, p=p, c=c, tol=tol, exact=exact)
+    careful = found.careful
+    with full_precision(careful.device):
+        writes = careful.collect(None, None, gradients=True)
+        careful.apply_(found.log_scales, found.sizes, writes)
+    return found.report(objective(plan, p, c))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Optimum:
+    """The scales that bring a plan's weights to the minimum of J; nothing is written yet.
+
+    log_scales, sizes: what `CarefulStep.apply_` and `edits` take.
+    still: groups that stay as they are, and why.
+    dead:  channels of other groups that stay, since one side of them is zero.
+    The others are as in `Report`.
+    """
+
+    careful: CarefulStep
+    log_scales: Tensor
+    sizes: Tensor
+    norm_before: float
+    cycles: int
+    gap: float
+    held_back: tuple[HeldBack, ...]
+    still: tuple[tuple[Group, str], ...]
+    dead: int
+
+    def report(self, norm_after: float) -> Report:
+        """What `balance` says when the scales have been applied."""
+        largest = float(self.log_scales.abs().amax())
+        return Report(self.norm_before, norm_after, self.cycles, largest, self.gap, self.held_back)
+
+
+def find_optimum(
+    plan: Plan,
+    *,
+    p: float = 2,
+    c: float = 1.0,
+    tol: float = 1e-10,
+    exact: bool = False,
+    room: int | None = None,
+    watch: Callable[[int, float], None] | None = None,
+) -> Optimum:
+    """Find what `balance` applies, with the same settings and errors. Nothing is written.
+
+    room:  as for `CarefulStep`: bytes that sums over the weights may take.
+    watch: told the number of cycles and the gap before the first cycle and after each one.
+    """
     check_settings({"p": p, "c": c, "exact": exact})
     if not (isinstance(tol, float | int) and 0 < tol < 1):
         raise ArgumentError(f"tol must be between 0 and 1, not {tol!r}")
-    plan = as_plan(model_or_plan, example_inputs, batchnorm)
     p = float(p)
-    careful = CarefulStep(plan, plan.groups, p=p, c=c, exact=check_exact(plan, exact), wide=True)
+    exact = check_exact(plan, exact)
+    careful = CarefulStep(plan, plan.groups, p=p, c=c, exact=exact, wide=True, room=room)
     careful.bind_()
     check_finite(plan)
     before = objective(plan, p, c)
     with full_precision(careful.device):
-        writes = careful.collect(None, None, gradients=True)
         descent, sizes = careful.measure_()
-        cycles, gap = converge_(descent, tol)
+        two_sided = alive(descent)
+        cycles, gap = converge_(descent, tol, watch)
+        still, dead = _still(plan, two_sided, descent.u)
         held = _round_(descent, careful) if exact else ()
-        careful.apply_(descent.u, sizes, writes)
-    largest = float(descent.u.abs().amax())
-    return Report(before, objective(plan, p, c), cycles, largest, gap, held)
+    return Optimum(careful, descent.u, sizes, before, cycles, gap, held, still, dead)
+
+
+def _still(plan: Plan, two_sided: Tensor, u: Tensor) -> tuple[tuple[tuple[Group, str], ...], int]:
+    """Groups that the optimum leaves alone and why; dead channels of the others."""
+    still, dead = [], 0
+    for group in plan.groups:
+        own = slice(group.start, group.start + group.channels)
+        alive_here = int(two_sided[own].sum())
+        if not alive_here:
+            still.append((group, "one side has nothing but zeros, or nothing that counts"))
+        elif bool(u[own].any()):
+            dead += group.channels - alive_here
+        else:
+            still.append((group, "it is balanced already, or the norm has no minimum along it"))
+    return tuple(still), dead
 
 
 def _round_(descent: Descent, careful: CarefulStep) -> tuple[HeldBack, ...]:

@@ -115,7 +115,8 @@ def _one_of(names: list[str], tensors: Mapping[str, Tensor], slot: Slot, source:
                 f"'{name}' has the shape {tuple(tensors[name].shape)} in {source} and "
                 f"{tuple(slot.tensor.shape)} in the model"
             )
-        if tensors[name].dtype != first.dtype or not torch.equal(tensors[name], first):
+        other = tensors[name]
+        if name != names[0] and (other.dtype != first.dtype or not torch.equal(other, first)):
             raise CheckpointError(
                 f"the model ties '{names[0]}' and '{name}', but {source} has different values "
                 "for them"

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from enorm_fx._version import __version__
-from enorm_fx.cli import analyze, demo, ops, smooth
+from enorm_fx.cli import analyze, balance, demo, ops, smooth
 from enorm_fx.errors import ArgumentError, EnormError
 
-COMMANDS = (analyze.COMMAND, smooth.COMMAND, ops.COMMAND, demo.COMMAND)
+COMMANDS = (analyze.COMMAND, balance.COMMAND, smooth.COMMAND, ops.COMMAND, demo.COMMAND)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,27 @@ def terminal() -> Console:
     from rich.console import Console
 
     return Console(markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str, float | None], None]]:
+    """A bar on stderr, if that is a terminal: the block says what is being done, and how much of
+    it is (0 to 1; None: unknown)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as shown:
+        task = shown.add_task("", total=None)
+
+        def show(doing: str, done: float | None) -> None:
+            total = None if done is None else 1.0
+            shown.update(task, description=doing, total=total, completed=done or 0.0)
+
+        yield show
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def opened(
-    arguments: argparse.Namespace, doing: str, *, train: bool = False
+    arguments: argparse.Namespace, doing: str, *, train: bool = False, empty: bool = False
 ) -> Iterator[tuple[nn.Module, tuple[Tensor, ...]]]:
     """The target's model in evaluation or training mode, and the inputs that --input describes.
 
@@ -77,6 +77,7 @@ def opened(
         arguments: of a parser that went through `add_target_arguments`.
         doing: what the block does, for its errors: "analyzing the model".
         train: training mode; every module gets its own mode back in the end.
+        empty: the model is made without memory for its parameters.
 
     Raises:
         ArgumentError: --arg or --input is written wrongly.
@@ -84,10 +85,17 @@ def opened(
     """
     target, keywords = parse(arguments.target), _keywords(arguments.arguments)
     with importable(target):
-        model = load(target, keywords)
+        with _without_memory() if empty else contextlib.nullcontext():
+            model = load(target, keywords)
         inputs = tuple(_example(text, model) for text in arguments.inputs)
         with _muted_logs(), in_mode(model, train), foreign_code(doing):
             yield model, inputs
+
+
+def _without_memory() -> contextlib.AbstractContextManager[None]:
+    from enorm_fx.checkpoints.skeleton import parameters_on_meta
+
+    return parameters_on_meta()
 
 
 def parse(text: str) -> Target:

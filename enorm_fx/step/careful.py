@@ -229,13 +229,15 @@ class CarefulStep:
         multiply_(writes, self._layout.entries, self._table, factors)
 
     def edits(self, u: Tensor, sizes: Tensor) -> dict[str, Callable[[Tensor], None]]:
-        """For each weight that moves, by name, what multiplies a tensor of its shape, type and
-        device, in place, as `apply_` would the weight. Nothing is written.
+        """For each weight that moves, by name, what multiplies a tensor of its shape and device
+        in place, as `apply_` would the weight. The tensor has the weight's type, or is float64.
+        Nothing is written.
 
         Raises NonFiniteError.
         """
         writes = self.collect(None, None, gradients=False)
-        factors = self._decided(u, sizes, writes)
+        wide = [Write(w.entry, w.tensor.new_empty(0, dtype=torch.float64), 1) for w in writes]
+        factors = self._decided(u, sizes, writes, also=wide)
 
         def edit(number: int) -> Callable[[Tensor], None]:
             def multiply(tensor: Tensor) -> None:
@@ -246,9 +248,14 @@ class CarefulStep:
 
         return {entry.name: edit(number) for number, entry in enumerate(self._layout.entries)}
 
-    def _decided(self, u: Tensor, sizes: Tensor, writes: list[Write]) -> Factors:
-        """The factors of the writes. Raises NonFiniteError where a number would leave its range."""
-        factors = make_factors(self._table, u, writes, self._exact)
+    def _decided(
+        self, u: Tensor, sizes: Tensor, writes: list[Write], also: Iterable[Write] = ()
+    ) -> Factors:
+        """The factors of the writes, and of others that do not count in what is decided.
+
+        Raises NonFiniteError where a number would leave its range.
+        """
+        factors = make_factors(self._table, u, [*writes, *also], self._exact)
         if self._parameters:
             self._decide(u, sizes, writes, factors)
         return factors

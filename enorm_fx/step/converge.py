@@ -11,6 +11,7 @@ lower J.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -27,7 +28,9 @@ _NEAR = 1.0  # predictions begin after a cycle that moves no log scale by more
 _PATIENCE = 25  # cycles without a smaller gap, after which predictions end
 
 
-def converge_(descent: Descent, tol: float) -> tuple[int, float]:
+def converge_(
+    descent: Descent, tol: float, watch: Callable[[int, float], None] | None = None
+) -> tuple[int, float]:
     """Move u to the optimum: the number of cycles, and the gap that is left (see `imbalance`).
 
     Where the gap has come to tol, cycles go on until it is at most 1e-13 or as small as rounding
@@ -37,13 +40,17 @@ def converge_(descent: Descent, tol: float) -> tuple[int, float]:
     p = inf: the maxima of all channels may be balanced in many ways. Cycles start from the optimum
     of the cells' l_2 norm, which is unique, so they end in the same weights as well; in which ones,
     the order of the groups decides. They stop as soon as the gap is at most tol.
+
+    watch: told the cycles so far and the gap, at the beginning and after each cycle.
     """
     if math.isinf(descent.p):
-        return _balance_maxima_(descent, tol)
+        return _balance_maxima_(descent, tol, watch)
     coarse, predictor = _make_coarse_(descent), Predictor()
     gap = smallest = float(imbalance(descent))
     cycles = lowered = 0  # lowered: the cycle after which the gap was smallest
     while cycles < MAX_CYCLES:
+        if watch is not None:
+            watch(cycles, gap)
         # Negated, so that NaN ends it: who applies the scales says which weight is not finite.
         if not gap > tol and (not gap > _SETTLED or cycles - lowered >= _ROUNDING):
             break
@@ -58,15 +65,19 @@ def converge_(descent: Descent, tol: float) -> tuple[int, float]:
     return cycles, gap
 
 
-def _balance_maxima_(descent: Descent, tol: float) -> tuple[int, float]:
+def _balance_maxima_(
+    descent: Descent, tol: float, watch: Callable[[int, float], None] | None
+) -> tuple[int, float]:
     squares = [values.square() for values in descent.values]
     smooth = Descent(descent.layout, squares, 2.0, descent.c, descent.u)
-    cycles, _ = converge_(smooth, tol)
+    cycles, _ = converge_(smooth, tol, watch)
     descent.u = smooth.u
     gap = float(imbalance(descent))
     while gap > tol and cycles < MAX_CYCLES:
         sweep_(descent, exact=False)
         cycles, gap = cycles + 1, float(imbalance(descent))
+        if watch is not None:
+            watch(cycles, gap)
     return cycles, gap
 
 

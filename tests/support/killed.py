@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import resource
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +38,21 @@ def killed_at_every_stage(action: Callable[[], object], folder: Path) -> Iterato
         yield event
 
 
+def killed_at_random(
+    action: Callable[[], object], seconds: float, times: int, seed: int
+) -> Iterator[float]:
+    """Run the action so often, each time killed (SIGKILL) after some part of so many seconds, which
+    is what is given; the caller looks at what is left, and cleans up."""
+    chance = random.Random(seed)
+    for _ in range(times):
+        delay = chance.uniform(0, seconds)
+        child = _forked(action)
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)  # one that has ended waits to be waited for
+        os.waitpid(child, 0)
+        yield delay
+
+
 def with_room_for(nbytes: int, action: Callable[[], object]) -> int:
     """Run the action in a child that can write no file beyond so many bytes: its exit status."""
 
@@ -48,11 +65,16 @@ def with_room_for(nbytes: int, action: Callable[[], object]) -> int:
 
 def _in_child(action: Callable[[], object]) -> int:
     """What os.waitpid says of a child that runs the action; 256 where it raised something."""
+    return os.waitpid(_forked(action), 0)[1]
+
+
+def _forked(action: Callable[[], object]) -> int:
+    """The process of a child that runs the action."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # threads of torch may be around
         child = os.fork()
     if child:
-        return os.waitpid(child, 0)[1]
+        return child
     try:
         torch.set_num_threads(1)  # a forked process has no others
         action()
