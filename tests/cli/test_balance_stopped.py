@@ -95,7 +95,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], list[str], str]] = {
     "output is a folder": (_with(), ["--output", "."], "is a folder: name a file"),
     "no such folder": (_with(), ["--output", "no/out"], "no/out cannot be written: No such file"),
     "within a file": (_with(), ["--output", "net.py/out"], "cannot be written: Not a directory"),
-    "a shape": (_with(), ["--input", "2,5"], "shape"),
+    "a shape": (_with(), ["--input", "2,5"], "float32 (2, 5)"),
     "a model that fails": (_with(), ["loses"], "ZeroDivisionError"),
     "untied": (_untied, ["tied"], "ties '0.weight' and '2.weight'"),
 }
