@@ -57,6 +57,28 @@ def add_matmul(
     return equalized(ctx, [input, matmul(ctx, mat1, mat2)])
 
 
+@rule("grouped_mm", weights=("mat2",))
+def grouped_matmul(
+    ctx: Context, input: Label, mat2: Label, offs: Any = None, bias: Any = None,
+    out_dtype: Any = None,
+) -> Any:  # fmt: skip
+    """y[t, n] = sum_k x[t, k] w[e(t), k, n]: each row meets one of several matrices.
+
+    Shapes:   x (S, K), w (E, K, N), offs (E,): where the rows of each matrix end, y (S, N).
+    Symmetry: which rows meet which matrix is not known, so all matrices scale alike; what varies
+              along k cancels; y takes the rest of both. A parameter w takes r[n] - x[k].
+    """
+    if (len(input.shape), len(mat2.shape)) != (2, 3) or bias is not None:
+        return NotImplemented  # sums over parts of an axis, or batches
+    if ctx.is_new(mat2):
+        inner = [LabelTerm(-t.coefficient, t.ids.reshape(1, -1, 1)) for t in moving(input, -1)]
+        fresh = LabelTerm(1, ctx.system.fresh(1, 1, mat2.shape[2]))
+        mat2 = ctx.define(mat2, [fresh, *inner])
+    ctx.because("which rows meet which of its matrices is not known")
+    alike = ctx.system.uniform(mat2, [0])
+    return matmul(ctx, input, alike.map(mat2.shape[1:], lambda ids: ids[0]))
+
+
 @rule("einsum")
 def einsum(ctx: Context, equation: Any, *operands: Any) -> Any:
     """Products of entries, summed over every letter that the result does not have.

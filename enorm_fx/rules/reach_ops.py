@@ -109,6 +109,16 @@ def _matmul(call: Read) -> dict[str, Box]:
     }
 
 
+@_reader("grouped_mm")
+def _grouped_matmul(call: Read) -> dict[str, Box]:
+    """y[t, n] reads row t of x and column n of each of the matrices."""
+    rows, columns = call.live.axes
+    return {
+        "input": Box((rows, call.places("mat2", 1))),
+        "mat2": Box((None, call.places("input", 1), columns)),
+    }
+
+
 @_reader("prelu")
 def _prelu(call: Read) -> dict[str, Box]:
     """One slope, or one a channel."""

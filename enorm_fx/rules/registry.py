@@ -49,7 +49,10 @@ class Entry:
 _RULES: dict[str, Entry] = {}
 
 # torch's documentation, its methods and its ATen schemas name the same argument differently.
-_ARGUMENT_SYNONYMS = {"self": "input", "axis": "dim", "x1": "input", "x2": "other", "axes": "dims"}
+_ARGUMENT_SYNONYMS = {
+    "self": "input", "axis": "dim", "x1": "input", "x2": "other", "axes": "dims",
+    "mat_a": "input", "mat_b": "mat2",
+}  # fmt: skip
 
 
 def rule(

@@ -32,6 +32,9 @@ _SYNONYMS = {
 }  # fmt: skip
 
 
+# Ops of other libraries that are one of torch's.
+_OF_LIBRARIES = {"transformers.grouped_mm_fallback": "grouped_mm"}
+
 # torch and ATen order some arguments in another way than torch.nn.functional does: where each of
 # the latter's stands in the former.
 _ORDERS = {
@@ -83,9 +86,11 @@ def op_key(function: Any) -> tuple[str, bool]:
     """
     if isinstance(function, torch.nn.Module):  # called as one op, by a rule of the user's
         return module_key(type(function)), False
-    if isinstance(function, torch._ops.OpOverload):
-        namespace, name = function._schema.name.split("::")
-        return _neutral(name) if namespace == "aten" else (f"{namespace}.{name}", False)
+    if isinstance(function, _REGISTERED):
+        namespace, name = _qualified(function).split("::")
+        if namespace == "aten":
+            return _neutral(name)
+        return _OF_LIBRARIES.get(f"{namespace}.{name}", f"{namespace}.{name}"), False
     owner = getattr(function, "__self__", None)  # Tensor.T arrives as T.__get__
     if owner is not None and getattr(function, "__name__", "") in ("__get__", "__set__"):
         writes = function.__name__ == "__set__"  # y.data = x
@@ -97,6 +102,15 @@ def op_key(function: Any) -> tuple[str, bool]:
         return f"{getattr(function, '__module__', '')}.{name or repr(function)}".lstrip("."), False
 
 
+_REGISTERED = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+
+
+def _qualified(function: Any) -> str:
+    """ "aten::relu" for torch.ops.aten.relu and each of its overloads."""
+    is_overload = isinstance(function, torch._ops.OpOverload)
+    return str(function._schema.name if is_overload else function._qualified_op_name)
+
+
 def module_key(kind: type) -> str:
     """The op key of modules of a class that is not looked into."""
     return f"{kind.__module__}.{kind.__qualname__}"
@@ -104,8 +118,8 @@ def module_key(kind: type) -> str:
 
 def in_order(function: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The positional arguments of a call in the order of torch.nn.functional."""
-    is_aten = isinstance(function, torch._ops.OpOverload)
-    name = function._schema.name.split("::")[1] if is_aten else getattr(function, "__name__", "")
+    is_aten = isinstance(function, _REGISTERED)
+    name = _qualified(function).split("::")[1] if is_aten else getattr(function, "__name__", "")
     if name not in _ORDERS or not (is_aten or function is getattr(torch, name)):
         return args
     return tuple(args[i] for i in _ORDERS[name] if i < len(args))

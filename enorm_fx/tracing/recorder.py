@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import (
 
 from enorm_fx.errors import DataDependentError, TraceError
 from enorm_fx.nested import instances, replaced, tensors_anywhere
+from enorm_fx.tracing.fake_results import fake_result
 from enorm_fx.tracing.normalize import PIECE, map_nodes, repeatable, spec
 from enorm_fx.tracing.op_keys import op_key
 from enorm_fx.tracing.op_traits import METADATA, READS_A_BOOL, TAKES_VALUES
@@ -122,7 +123,7 @@ class Recorder(Run):
             self.calls.pop()  # the same for a model that trains and one that does not
             return args[0]
         try:
-            out = function(*args, **kwargs)
+            out = fake_result(key, function, args, kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             out = self._on_constants(function, args, kwargs)
             if out is NotImplemented:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from enorm_fx.rules import elementwise, join, linear, registry, shape, table
+from enorm_fx.rules import elementwise, join, linear, product, registry, shape, table
 from enorm_fx.rules.registry import Context
 from enorm_fx.symmetry.labels import Label, LabelTerm, add
 from tests.support import (
@@ -35,6 +36,8 @@ CASES = [
     for case in module.CASES
 ]  # fmt: skip
 UNREACHABLE = {"cuda": "needs a GPU"}
+if importlib.util.find_spec("transformers") is None:
+    UNREACHABLE["grouped_mm"] = "torch's own takes no float64, that of transformers does"
 # Ops without a derivative, with a random mask, or declined by their rule: nothing to count.
 NOT_COUNTED = {
     *UNREACHABLE, "addbmm", "alpha_dropout", "argmax", "argmin", "argsort", "bitwise_and",
@@ -149,6 +152,12 @@ def _choice_by_the_first(ctx: Context, condition: Label, input: Label, other: An
     return add(ctx.shape, input)
 
 
+def _by_the_first_matrix(ctx: Context, input: Label, mat2: Label, offs: Label) -> Label:
+    first = mat2.map(mat2.shape[1:], lambda ids: ids[0])
+    label: Label = product.matmul(ctx, input, first)
+    return label
+
+
 def _direction_passes(ctx: Context, v: Label, g: Label, dim: int = 0) -> Label:
     return add(ctx.shape, v, g)
 
@@ -183,6 +192,7 @@ MUTANTS: list[tuple[str, Callable[..., Any], str]] = [
     ("linear", _linear_without_cancelling, "nn.Linear on (2, 3)"),
     ("linear", _linear_with_the_axes_swapped, "one layer twice"),
     ("matmul", _rows_of_the_first, "matmul (2, 3) (3,)"),
+    ("grouped_mm", _by_the_first_matrix, "grouped_mm"),
     ("mean", _first_entry, "torch.mean()"),
     ("amax", _first_entry, "torch.amax()"),
     ("permute", _same_axes, "permute of a square"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -296,6 +298,30 @@ def products() -> Iterator[OpCase]:
         )
 
 
+def grouped_products() -> Iterator[OpCase]:
+    """transformers' own kernel, which takes float64; none where that library is not installed."""
+    if importlib.util.find_spec("transformers") is None:
+        return
+    importlib.import_module("transformers.integrations.moe")
+    grouped = torch.ops.transformers.grouped_mm_fallback
+    ends, unknown = torch.tensor([2, 2, 6], dtype=torch.int32), "which rows meet which is not known"
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Parameter(x(3, 2, 4)), nn.Parameter(x(3, 3, 4))
+
+        def forward(self, a: Tensor, ends: Tensor) -> Tensor:
+            return grouped(grouped(a, self.up, ends).relu(), self.down.mT, offs=ends)
+
+    # Rows of a, columns of w and what they share; less one that none of them notices.
+    yield OpCase("grouped_mm", grouped, (x(6, 3), x(3, 3, 2), ends), unknown, 6 + 3 + 2 - 1)
+    yield OpCase(
+        "grouped_mm, overload", grouped.default, (x(6, 3), x(3, 3, 2), ends), unknown, 6 + 3 + 2 - 1
+    )
+    yield OpCase("experts", Experts(), (x(6, 2), ends), unknown, 6 + 2 + 4 + 3 - 1)
+
+
 def attention() -> Iterator[OpCase]:
     q, k, v = x(1, 2, 2, 3), x(1, 2, 3, 3), x(1, 2, 3, 2)
     yield OpCase("attention", F.scaled_dot_product_attention, (q, k, v))
@@ -354,5 +380,6 @@ class _SelfAttention(_Attention):
 
 
 CASES = [
-    *linear_layers(), *convolutions(), *products(), *attention()
+    *linear_layers(), *convolutions(), *products(), *grouped_products(),
+    *attention(),
 ]  # fmt: skip
