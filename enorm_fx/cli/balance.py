@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from enorm_fx.cli.before_after import Kept, compare, run_before
 from enorm_fx.cli.command import Command
+from enorm_fx.cli.folded import checked, finished_, fold_
 from enorm_fx.cli.output import progress, stdout_kept_for_json, terminal
 from enorm_fx.cli.target import add_target_arguments, opened
 from enorm_fx.cli.weights import check_numbers, in_their_type, map_into_, under_file_names
+from enorm_fx.errors import ArgumentError
 
 if TYPE_CHECKING:
     from enorm_fx.balancing import Optimum, Report
     from enorm_fx.checkpoints.checkpoint import Checkpoint
+    from enorm_fx.folding.batchnorm import Folding
     from enorm_fx.model_plan import Plan
 
 _ROOM = 1 << 28  # bytes for sums over the weights, beside one weight at a time
@@ -36,6 +39,7 @@ class _Done:
     report: Report
     kept: Kept
     changed: int
+    folding: Folding | None
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,12 +53,20 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="minimize the l_P norm; inf: cross-layer equalization (default: 2)")  # fmt: skip
     add("--exact", action="store_true",
         help="powers of two as factors: outputs stay the same to the last bit")  # fmt: skip
+    add("--fold-batchnorm", action="store_true",
+        help="first fold each BatchNorm into the layer before it, where that is exact; it is an "
+        "identity in the output, which TARGET loads as before")  # fmt: skip
     add("--json", action="store_true", help="print the report as JSON, and nothing else, on stdout")
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from enorm_fx.checkpoints.checkpoint import open_checkpoint
 
+    if arguments.exact and arguments.fold_batchnorm:
+        raise ArgumentError(
+            "--exact keeps the outputs to the last bit, and --fold-batchnorm rounds weights anew: "
+            "leave one of them out"
+        )
     checkpoint = open_checkpoint(arguments.checkpoint)
     with stdout_kept_for_json(arguments.json):
         done = _balance(arguments, checkpoint)
@@ -80,6 +92,7 @@ def _balance(arguments: argparse.Namespace, checkpoint: Checkpoint) -> _Done:
         check_numbers(model, checkpoint)
         show("analyzing", None)
         inputs = in_their_type(model, inputs)
+        folding = fold_(model, checkpoint, inputs or None) if arguments.fold_batchnorm else None
         plan = analyze(model, inputs or None, batchnorm="affine", frozen="rescale")
         started: list[float] = []
 
@@ -93,16 +106,23 @@ def _balance(arguments: argparse.Namespace, checkpoint: Checkpoint) -> _Done:
             plan, p=arguments.p, tol=_TOLERANCE, exact=arguments.exact, room=_ROOM, watch=watch
         )
         edits = optimum.careful.edits(optimum.log_scales, optimum.sizes)
+        file_edits = under_file_names(plan, checkpoint, edits)
+        if folding is not None:
+            file_edits, norm = finished_(folding, plan, edits, arguments.p, checkpoint)
+            edits = {}  # the files' weights have none of their own, then
         show("running the model before", None)
         before = run_before(model, plan.inputs, edits, checkpoint.release)
         show("writing", None)
-        file_edits = under_file_names(plan, checkpoint, edits)
         with copied(checkpoint, arguments.output, file_edits) as copy:
             show("running the model after", None)
             map_into_(model, copy)
             kept = compare(before, model, copy.release)
-            report = optimum.report(plan.norm(arguments.p))
-    return _Done(plan, checkpoint, optimum, report, kept, len(file_edits))
+            if folding is None:
+                norm = plan.norm(arguments.p)
+            else:
+                kept = checked(kept, before, model, copy)
+    report = optimum.report(norm)
+    return _Done(plan, checkpoint, optimum, report, kept, len(file_edits), folding)
 
 
 def _left_out(done: _Done) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -116,6 +136,8 @@ def _left_out(done: _Done) -> Iterator[tuple[str, tuple[str, ...]]]:
         reasons[f"scales held back: {held.reason}"].append(held.weight)
     for blocked in done.plan.blocked:
         reasons[f"sides that stay: {blocked.reason}"].append(f"{blocked.weight} ({blocked.side})")
+    for alone in done.folding.left if done.folding is not None else ():
+        reasons[f"BatchNorm that stays: {alone.reason}"].append(alone.module)
     for reason, names in reasons.items():
         yield reason, tuple(names)
     if done.checkpoint.left:
@@ -136,6 +158,7 @@ def _as_dict(done: _Done, arguments: argparse.Namespace) -> dict[str, Any]:
         "groups": len(done.plan.groups),
         "scales": done.plan.num_scales,
         "tensors_changed": done.changed,
+        "folded": None if done.folding is None else [f.batchnorm for f in done.folding.folded],
         "verified": {
             "float64_change": kept.double,
             "dtype": kept.dtype,
@@ -166,6 +189,9 @@ def _print(done: _Done, arguments: argparse.Namespace) -> None:
         ("written", f"{arguments.output}: {plural(done.changed, 'tensor')} of "
          f"{len(done.checkpoint.tensors):,} changed"),
     ]  # fmt: skip
+    if done.folding is not None:
+        count = plural(len(done.folding.folded), "BatchNorm")
+        rows.insert(0, ("folded", f"{count} into the layers before; norms are the folded model's"))
     for reason, names in _left_out(done):
         listed = f": {few(names, 3)}" if names else ""
         rows.append(("left out", f"{reason}{listed}"))

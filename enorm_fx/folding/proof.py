@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -153,18 +153,35 @@ def difference(before: Trace, after: Trace, gone: set[str], new_biases: set[str]
     gone: paths of the BatchNorms that are no longer there.
     new_biases: paths of the layers before them that have a bias since, which they must read.
     """
-    first, second = list(_wiring(before, gone, new_biases)), list(_wiring(after, gone, set()))
+    # In training a BatchNorm alone may make the difference between two runs that are joined.
+    first = list(dict.fromkeys(_runs(before, gone, new_biases)))
+    second = list(dict.fromkeys(_runs(after, gone, set())))
     for one, other in zip(first, second, strict=False):
-        if one != other:
-            return f"'{one[0]}' in '{one[1]}', then '{other[0]}' in '{other[1]}'"
-    return "" if len(first) == len(second) else f"{len(first)} calls, then {len(second)}"
+        for old, new in zip(one, other, strict=False):
+            if old != new:
+                return f"'{old[0]}' in '{old[1]}', then '{new[0]}' in '{new[1]}'"
+        if len(one) != len(other):
+            return f"{len(one)} calls, then {len(other)}"
+    return "" if len(first) == len(second) else f"{len(first)} ways, then {len(second)}"
 
 
-def _wiring(traced: Trace, gone: set[str], with_bias: set[str]) -> Iterator[tuple[str, ...]]:
-    """Every call outside of the folded modules: op, module, all that it is given, what it gives."""
-    known: dict[int, Any] = {}  # index of a node -> what both traces know it by
+def _runs(traced: Trace, gone: set[str], with_bias: set[str]) -> Iterator[tuple[Any, ...]]:
+    """For each run that was joined every call outside of the folded modules: op, module, all that
+    it is given, what it gives."""
+    ends = (*traced.starts[1:], len(traced.nodes))
+    known: dict[int, str] = {}  # index of a node -> what both traces know it by
+    for start, end in zip(traced.starts, ends, strict=True):
+        run = list(_wiring(traced.nodes[start:end], known, gone, with_bias))
+        left = [(known[n.index], how) for n, how in traced.outputs if start <= n.index < end]
+        yield (*run, ("outputs", "", repr(left), ""))
+
+
+def _wiring(
+    nodes: Sequence[Node], known: dict[int, str], gone: set[str], with_bias: set[str]
+) -> Iterator[tuple[str, ...]]:
+    """The calls of one run; `known` is added to."""
     count = 0
-    for node in traced.nodes:
+    for node in nodes:
         if node.op == PARAMETER:
             known[node.index] = f"parameter {node.name}"
         elif node.op == CONSTANT:
@@ -181,7 +198,6 @@ def _wiring(traced: Trace, gone: set[str], with_bias: set[str]) -> Iterator[tupl
                 bias = f"parameter {named(node.module, 'bias')}"
                 args = (*args[:2], bias, *args[3:])
             yield node.op, node.module, repr((args, kwargs)), _shapes(node)
-    yield "outputs", "", repr([(known[node.index], how) for node, how in traced.outputs]), ""
 
 
 def _shapes(node: Node) -> str:

@@ -22,7 +22,9 @@ def joined(traces: Sequence[Trace], notes: tuple[str, ...] = ()) -> Trace:
     parameters = {n.name: n for n in nodes if n.op == PARAMETER}
     lowest = min((spec.memory for n in nodes for spec in instances(Spec, n.out)), default=0)
     memories: dict[tuple[int, int], int] = {}
+    starts = [0]
     for number, trace in enumerate(others):
+        starts.append(len(nodes))
 
         def elsewhere(spec: Spec, number: int = number) -> Spec:
             """The same in other memory: two runs share none, whatever the addresses say."""
@@ -52,6 +54,7 @@ def joined(traces: Sequence[Trace], notes: tuple[str, ...] = ()) -> Trace:
         notes=tuple(dict.fromkeys((*all_notes, *notes))),
         cut=any(trace.cut for trace in traces),
         shown=len(first.nodes),
+        starts=tuple(starts),
         _values={},
     )
 

@@ -75,6 +75,7 @@ class Trace:
     notes:      what a reader of the plan should know about the trace.
     cut:        the trace ends where what the model does begins to depend on data.
     shown:      how many of the nodes graphs show; the rest are those of the other mode. None: all.
+    starts:     index of the first node of each run that was joined.
     written:    indices of the nodes whose memory some call writes into, itself or through a view.
     seen_elsewhere: indices of the calls that work in place and whose effect may be seen through
                 another tensor than their result.
@@ -89,6 +90,7 @@ class Trace:
     notes: tuple[str, ...] = ()
     cut: bool = False
     shown: int | None = None
+    starts: tuple[int, ...] = (0,)
     written: frozenset[int] = field(init=False)
     seen_elsewhere: frozenset[int] = field(init=False)
     _values: dict[int, Tensor | None] = field(default_factory=dict)

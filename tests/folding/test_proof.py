@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from enorm_fx.errors import ArgumentError, TraceError
+from enorm_fx.folding import batchnorm
 from enorm_fx.folding.batchnorm import fold_batchnorm_
+from enorm_fx.tracing import trace
 from enorm_fx.verifying import relative_change
 from tests.support.folding_kit import EXACT, IMAGES, numbers, outputs, trained
 from tests.support.zoo_small import Net
@@ -221,6 +223,21 @@ def test_what_may_be_called_after_the_trace_has_ended_stays(affine: bool) -> Non
     assert [entry.module for entry in folding.left] == ["o"]
     assert len(folding.notes) == 1
     assert folding.notes[0] in str(folding)
+    assert relative_change(before, outputs(model, IMAGES)) < EXACT
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_by_the_graph_that_torch_exports(skip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its trace has a run for training too, in which BatchNorm alone may be the difference."""
+    monkeypatch.setattr(batchnorm, "trace", lambda model, inputs: trace(model, inputs, "export"))
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        y: Tensor = m.n(m.a(x)).relu()
+        return y if m.training and skip else m.o(m.b(y))
+
+    model = trained(Net(run, a=C(2, 3, 1), n=B(3), b=C(3, 3, 1, bias=False), o=B(3)))
+    before = outputs(model, IMAGES)
+    assert len(fold_batchnorm_(model, IMAGES).folded) == 2
     assert relative_change(before, outputs(model, IMAGES)) < EXACT
 
 
