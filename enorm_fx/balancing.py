@@ -142,7 +142,7 @@ def find_optimum(
     exact = check_exact(plan, exact)
     careful = CarefulStep(plan, plan.groups, p=p, c=c, exact=exact, wide=True, room=room)
     careful.bind_()
-    check_finite(plan)
+    careful.together(lambda: check_finite(plan))
     before = objective(plan, p, c)
     with full_precision(careful.device):
         descent, sizes = careful.measure_()

@@ -52,7 +52,10 @@ class ENorm:
     backend:       "native": one call of C++ compiled for this processor (needs a compiler).
                    "eager": generated torch operations, for every device. "cudagraph": the same,
                    captured once and replayed. "auto": native on the CPU, cudagraph on CUDA.
-                   One that cannot be used gives way to eager, with a warning.
+                   One that cannot be used gives way to eager, with a warning. Weights that lie in
+                   parts on several processes (DTensors) are stepped the careful way whatever is
+                   asked for, with one reduction of vectors for each turn of the order: "colored"
+                   has few turns.
     check:         "sync": a step that cannot be made raises. "async": do not wait for the device;
                    such a step changes nothing, and the next one raises if the cause is still there.
     buffers:       powers of buffers that the table of `enorm_fx.optim` does not know,

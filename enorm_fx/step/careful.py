@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from enorm_fx.errors import NonFiniteError, PlanError
 from enorm_fx.plan.data import PlanData
 from enorm_fx.plan.records import Group
-from enorm_fx.step.checks import find_parameter
+from enorm_fx.step.checks import find_held
 from enorm_fx.step.descent import Descent, sweep_
 from enorm_fx.step.factors import (
     Factors,
@@ -40,7 +41,21 @@ from enorm_fx.step.normal_range import HeldBack, hold_in_range_
 from enorm_fx.step.optimizer_state import exponents, state_buffers
 from enorm_fx.step.precision import full_precision
 from enorm_fx.step.recipe import Recipe
+from enorm_fx.step.sharded_cells import ShardedCells, sharded_cells
+from enorm_fx.step.shards import (
+    Shard,
+    agreed,
+    local,
+    local_entry,
+    placement,
+    reduce_,
+    reshard_,
+    same_part,
+    shard_of,
+)
 from enorm_fx.step.streamed import StreamedCells, bound, streamable, streamed
+
+Made = TypeVar("Made")
 
 
 class CarefulStep:
@@ -52,7 +67,8 @@ class CarefulStep:
           where that is possible. None: all are in memory.
 
     Parameters are looked up by name before every use: a model whose parameters were replaced, cast
-    or moved is bound anew, one whose shapes changed raises PlanError.
+    or moved is bound anew, one whose shapes changed raises PlanError. Of a DTensor this process
+    measures and multiplies the part that it holds; see `enorm_fx.step.shards`.
     """
 
     def __init__(
@@ -71,6 +87,8 @@ class CarefulStep:
         self._p, self._c, self._order = p, c, order
         self._exact, self._wide, self._room = exact, wide, room
         self._parameters: list[nn.Parameter] = []
+        self._shards: list[Shard | None] = []
+        self._held: list[Entry] = []  # entries as if what this process holds were all
         self._signature: tuple[object, ...] = ()
         self._layout = Layout(plan.num_scales, (), (), (), ())
         self._table = FactorTable((), ())
@@ -93,11 +111,17 @@ class CarefulStep:
         """Where log scales live: the device of the first parameter that moves."""
         return self._parameters[0].device if self._parameters else torch.device("cpu")
 
+    @property
+    def sharded(self) -> bool:
+        """Whether this process holds only a part of some weight."""
+        return any(shard is not None for shard in self._shards)
+
     def bind_(self) -> None:
         """Look the parameters up; compile if they are not those of the last time."""
+        reshard_(self._plan.model)
         if self._bound:
             names = [entry.name for entry in self._layout.entries]
-            parameters = [find_parameter(self._plan.model, name) for name in names]
+            parameters = [find_held(self._plan.model, name) for name in names]
             if self._signature == _signature(parameters):
                 return
         self._compile()
@@ -107,17 +131,21 @@ class CarefulStep:
         parameters = [_checked(self._plan.model, entry) for entry in layout.entries]
         if parameters and parameters[0].device.type != "cpu":
             layout = make_layout(self._plan, self._active, parameters[0].device, self._order)
+        names = [entry.name for entry in layout.entries]
+        self._shards = [shard_of(p, name) for p, name in zip(parameters, names, strict=True)]
         self._layout, self._parameters = layout, parameters
         self._signature = _signature(parameters)
-        self._table = make_table(layout.entries)
-        self._streamed = _streamed(layout, self._room)
+        self._held = [local_entry(e, s) for e, s in zip(layout.entries, self._shards, strict=True)]
+        self._table = make_table(self._held)
+        in_parts = {number for number, shard in enumerate(self._shards) if shard is not None}
+        self._streamed = _streamed(layout, self._room) - in_parts
         self._cells = {
             number: torch.empty(
                 layout.entries[number].cells,
                 dtype=self._dtype(parameters[number]),
                 device=parameters[number].device,
             )
-            for number in sorted({block.entry for block in layout.blocks} - self._streamed)
+            for number in sorted({b.entry for b in layout.blocks} - self._streamed - in_parts)
         }
         self._rates, self._limits = _bounds(layout, parameters, self.device)
         self._bound = True
@@ -141,7 +169,7 @@ class CarefulStep:
         """
         self.bind_()
         with full_precision(self.device):
-            writes = self.collect(optimizer, buffers, gradients=False)
+            writes = self.together(lambda: self.collect(optimizer, buffers, gradients=False))
             descent, sizes = self.measure_()
             for _ in range(cycles):
                 sweep_(descent, self._exact)
@@ -157,39 +185,51 @@ class CarefulStep:
         The bounds, float64 (entries,), are not finite where the weight is not.
         """
         sizes = []
-        streams: dict[int, StreamedCells] = {}
+        elsewhere: dict[int, Tensor | StreamedCells | ShardedCells] = {}
+        blocks = self._layout.blocks
         for number, (entry, weight) in enumerate(self._pairs()):
+            shard = self._shards[number]
             if number in self._cells:
                 cells = self._cells[number]
                 measure_(weight, entry, self._p, cells)
                 largest = cells.amax() if math.isinf(self._p) else cells.sum() ** (1 / self._p)
             elif number in self._streamed:
-                streams[number] = streamed(weight.detach(), entry, self._p, self._dtype(weight))
-                largest = bound(streams[number])
+                stream = streamed(weight.detach(), entry, self._p, self._dtype(weight))
+                elsewhere[number], largest = stream, bound(stream)
             else:
-                largest = max_abs(weight)
+                largest = _largest(weight)
+            own = [block for block in blocks if block.entry == number] if shard else []
+            if shard and own:
+                whole = self._layout.entries[number]
+                elsewhere[number] = sharded_cells(
+                    weight, whole, entry, shard, own, self._p, self._dtype(weight)
+                )
             sizes.append(largest.to(self.device, torch.float64))
-        values = self._block_values(streams)
-        return Descent(self._layout, values, self._p, self._c, self.zeros()), self._stack(sizes)
+        values = self._block_values(elsewhere)
+        return Descent(self._layout, values, self._p, self._c, self.zeros()), self._whole(sizes)
 
-    def _block_values(self, streams: dict[int, StreamedCells]) -> list[Tensor | StreamedCells]:
-        """The cells of each block, of those that were measured or from the streams by entry."""
-        blocks = self._layout.blocks
-        values: dict[int, Tensor | StreamedCells] = {}
+    def _block_values(
+        self, elsewhere: dict[int, Tensor | StreamedCells | ShardedCells]
+    ) -> list[Tensor | StreamedCells | ShardedCells]:
+        """The cells of each block, of those that were measured or, by entry, from elsewhere."""
+        blocks, cells = self._layout.blocks, {**self._cells, **elsewhere}
+        values: dict[int, Tensor | StreamedCells | ShardedCells] = {}
         for picked in (True, False):
             for number, block in enumerate(blocks):
-                if block.entry in streams:
-                    values[number] = streams[block.entry]
+                found = cells[block.entry]
+                if not isinstance(found, Tensor):
+                    values[number] = found
                 elif (block.picked is not None) is picked:
-                    values[number] = block_values(block, self._cells[block.entry])
+                    values[number] = block_values(block, found)
         for block in blocks:
-            if block.entry in self._cells:
-                clear_removed_(block, self._cells[block.entry])
+            found = cells[block.entry]
+            if isinstance(found, Tensor):
+                clear_removed_(block, found)
         return [values[number] for number in range(len(blocks))]
 
     def sizes(self) -> Tensor:
         """max |w| of every entry, float64 (entries,)."""
-        return self._stack([max_abs(w).to(self.device, torch.float64) for _, w in self._pairs()])
+        return self._whole([_largest(w).to(self.device, torch.float64) for _, w in self._pairs()])
 
     def collect(
         self,
@@ -200,33 +240,47 @@ class CarefulStep:
         """Every tensor to be written: weights, their gradients if asked for, optimizer state."""
         known = exponents(optimizer, buffers) if optimizer is not None else {}
         writes = []
-        for number, (entry, weight) in enumerate(self._pairs()):
-            writes.append(Write(number, weight, 1))
+        for number, (entry, weight) in enumerate(zip(self._held, self._parameters, strict=True)):
+            held = local(weight)
+            if not held.numel():
+                continue
+            writes.append(Write(number, held, 1))
             if gradients and weight.grad is not None:
                 if weight.grad.layout != torch.strided:
                     raise PlanError(
                         f"the gradient of '{entry.name}' is sparse and cannot follow the weight; "
                         "nothing was written. Clear it (zero_grad) before rescaling"
                     )
-                check_plain(weight.grad, f"the gradient of '{entry.name}'")
-                writes.append(Write(number, weight.grad, -1))
+                grad = _part(weight.grad, weight, f"the gradient of '{entry.name}'")
+                writes.append(Write(number, grad, -1))
             if optimizer is not None:
                 for buffer in state_buffers(optimizer, weight, entry.name, known):
-                    check_plain(buffer.tensor, f"the buffer '{buffer.name}' of '{entry.name}'")
-                    writes.append(Write(number, buffer.tensor, buffer.exponent))
+                    what = f"the buffer '{buffer.name}' of '{entry.name}'"
+                    tensor = _part(buffer.tensor, weight, what)
+                    writes.append(Write(number, tensor, buffer.exponent))
         return writes
+
+    def together(self, attempt: Callable[[], Made], *found: Tensor) -> Made:
+        """What the attempt gives, where the processes that share the weights all succeed."""
+        return agreed(attempt, found, self.device) if self.sharded else attempt()
 
     def hold_in_range_(self, u: Tensor) -> tuple[HeldBack, ...]:
         """Bring scales that are multiples of log 2 closer to 0, until no number loses digits."""
-        return hold_in_range_(u, self._pairs())
+        if self.sharded:
+            raise PlanError(
+                "exact=True keeps every number in its normal range, which is not known here of "
+                "weights that lie in parts on several processes; nothing was written. Balance "
+                "before sharding"
+            )
+        return hold_in_range_(u, zip(self._held, self._parameters, strict=True))
 
     def apply_(self, u: Tensor, sizes: Tensor, writes: list[Write]) -> None:
         """Write, if every number stays finite. u: (num_scales + 1,), sizes: of `measure_`.
 
         Raises NonFiniteError, with nothing written.
         """
-        factors = self._decided(u, sizes, writes)
-        multiply_(writes, self._layout.entries, self._table, factors)
+        factors = self.together(lambda: self._decided(u, sizes, writes), u)
+        multiply_(writes, self._held, self._table, factors)
 
     def edits(self, u: Tensor, sizes: Tensor) -> dict[str, Callable[[Tensor], None]]:
         """For each weight that moves, by name, what multiplies a tensor of its shape and device
@@ -242,7 +296,7 @@ class CarefulStep:
         def edit(number: int) -> Callable[[Tensor], None]:
             def multiply(tensor: Tensor) -> None:
                 write = Write(number, tensor, 1)
-                multiply_([write], self._layout.entries, self._table, factors)
+                multiply_([write], self._held, self._table, factors)
 
             return multiply
 
@@ -283,7 +337,7 @@ class CarefulStep:
         for write in writes:
             if write.exponent != 1:
                 continue
-            entry = self._layout.entries[write.entry]
+            entry = self._held[write.entry]
             wide = torch.promote_types(write.tensor.dtype, torch.float32)
             cells = torch.empty(entry.cells, dtype=wide, device=write.tensor.device)
             measure_(write.tensor, entry, math.inf, cells)
@@ -294,11 +348,20 @@ class CarefulStep:
                     "nothing was written"
                 )
 
-    def _pairs(self) -> Iterable[tuple[Entry, nn.Parameter]]:
-        return zip(self._layout.entries, self._parameters, strict=True)
+    def _pairs(self) -> Iterable[tuple[Entry, Tensor]]:
+        """What this process holds of each parameter that moves, and its entry."""
+        return zip(self._held, map(local, self._parameters), strict=True)
 
-    def _stack(self, sizes: list[Tensor]) -> Tensor:
-        return torch.stack(sizes) if sizes else self.zeros()[:0]
+    def _whole(self, sizes: list[Tensor]) -> Tensor:
+        """Bounds of the entries, stacked, of which each process has found those of its part."""
+        if not sizes:
+            return self.zeros()[:0]
+        # A maximum over processes may lose a NaN, and keeps inf.
+        bounds = torch.stack(sizes)
+        bounds = torch.where(bounds.isfinite(), bounds, math.inf) if self.sharded else bounds
+        parts = zip(self._shards, bounds, strict=True)
+        reduce_([(shard.groups, size) for shard, size in parts if shard], largest=True)
+        return bounds
 
 
 def _streamed(layout: Layout, room: int | None) -> frozenset[int]:
@@ -319,11 +382,11 @@ def _streamed(layout: Layout, room: int | None) -> frozenset[int]:
 
 def _signature(parameters: list[nn.Parameter]) -> tuple[object, ...]:
     # id() is safe here: the step holds the parameters, so no other object takes their place.
-    return tuple((id(p), p.dtype, p.device, p.shape) for p in parameters)
+    return tuple((id(p), p.dtype, p.device, p.shape, placement(p)) for p in parameters)
 
 
 def _checked(model: nn.Module, entry: Entry) -> nn.Parameter:
-    parameter = find_parameter(model, entry.name)
+    parameter = find_held(model, entry.name)
     if tuple(parameter.shape) != entry.shape:
         raise PlanError(
             f"'{entry.name}' has shape {tuple(parameter.shape)} and had {entry.shape} when it was "
@@ -349,11 +412,28 @@ def _bounds(
     )
 
 
+def _largest(weight: Tensor) -> Tensor:
+    return max_abs(weight) if weight.numel() else weight.new_zeros(())
+
+
+def _part(tensor: Tensor, parameter: Tensor, what: str) -> Tensor:
+    """What this process holds of a tensor that goes with a parameter. Raises PlanError."""
+    if not same_part(tensor, parameter):
+        raise PlanError(f"{what} is spread over processes in another way; nothing was written")
+    held = local(tensor)
+    check_plain(held, what)
+    return held
+
+
 def _not_finite(entry: Entry, weight: Tensor, p: float) -> NonFiniteError:
     bad = int((~weight.isfinite()).sum())
     if bad:
         return NonFiniteError(
             f"'{entry.name}' has {bad} entries that are not finite; nothing was written"
+        )
+    if not weight.numel() or math.isfinite(float(max_abs(weight) ** p)):
+        return NonFiniteError(
+            f"'{entry.name}' is not finite in the part of another process; nothing was written"
         )
     return NonFiniteError(
         f"'{entry.name}' is finite, but the sum of |w|^{p:g} over it overflows; nothing was written"

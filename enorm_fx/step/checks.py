@@ -13,18 +13,30 @@ from enorm_fx.errors import ArgumentError, NonFiniteError, PlanError
 from enorm_fx.plan.data import PlanData
 from enorm_fx.step.memory import check_plain
 from enorm_fx.step.order import ORDERS
+from enorm_fx.step.shards import local
 
 
 def find_parameter(model: nn.Module, name: str) -> nn.Parameter:
     """The parameter of that name now. Raises PlanError if there is none, or no plain one."""
+    parameter = _parameter(model, name)
+    check_plain(parameter, f"'{name}'")
+    return parameter
+
+
+def find_held(model: nn.Module, name: str) -> nn.Parameter:
+    """The same where processes may share it: a DTensor of which this one holds a plain part."""
+    parameter = _parameter(model, name)
+    check_plain(local(parameter), f"'{name}'")
+    return parameter
+
+
+def _parameter(model: nn.Module, name: str) -> nn.Parameter:
     try:
-        parameter = model.get_parameter(name)
+        return model.get_parameter(name)
     except AttributeError as error:
         raise PlanError(
             f"the model has no parameter '{name}' any more; nothing was written. Analyze it again"
         ) from error
-    check_plain(parameter, f"'{name}'")
-    return parameter
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -74,7 +86,7 @@ def check_optimizer(plan: PlanData, optimizer: Optimizer | None) -> None:
         raise ArgumentError(
             f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}"
         )
-    scaled = [find_parameter(plan.model, s.name) for s in plan.parameters if s.terms]
+    scaled = [find_held(plan.model, s.name) for s in plan.parameters if s.terms]
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if scaled and not any(id(p) in held for p in scaled):
         raise ArgumentError(
@@ -104,7 +116,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 def check_finite(plan: PlanData) -> None:
     for scaled in plan.parameters:
-        if scaled.counted and not is_finite(find_parameter(plan.model, scaled.name)):
+        if scaled.counted and not is_finite(local(find_held(plan.model, scaled.name))):
             raise NonFiniteError(
                 f"'{scaled.name}' has entries that are not finite; nothing was written"
             )

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from enorm_fx.step.descent import Descent, log_factors
 from enorm_fx.step.layout import Block, Part
+from enorm_fx.step.sharded_cells import ShardedCells
 from enorm_fx.step.streamed import StreamedCells
 
 _NEWTON_STEPS = 50
@@ -164,7 +165,7 @@ def _log_totals(descent: Descent, classes: _Classes) -> Tensor:
     scaled = [
         (x - m).exp().to(values.device, values.dtype) for x, m in zip(logs, shifts, strict=True)
     ]
-    if isinstance(values, StreamedCells) or _is_matrix(block):
+    if not isinstance(values, Tensor) or _is_matrix(block):
         totals = _matrix_totals(block, values, classes, scaled)
     else:
         totals = _cell_totals(block, values, classes, scaled)
@@ -177,7 +178,10 @@ def _is_matrix(block: Block) -> bool:
 
 
 def _matrix_totals(
-    block: Block, values: Tensor | StreamedCells, classes: _Classes, scaled: list[Tensor]
+    block: Block,
+    values: Tensor | StreamedCells | ShardedCells,
+    classes: _Classes,
+    scaled: list[Tensor],
 ) -> Tensor:
     first, second = (
         x.new_zeros(count, len(x)).index_put_((number, torch.arange(len(x), device=x.device)), x)
@@ -190,8 +194,10 @@ def _matrix_totals(
     return _between(first, values, second)
 
 
-def _between(rows: Tensor, values: Tensor | StreamedCells, columns: Tensor) -> Tensor:
-    if isinstance(values, StreamedCells):
+def _between(
+    rows: Tensor, values: Tensor | StreamedCells | ShardedCells, columns: Tensor
+) -> Tensor:
+    if not isinstance(values, Tensor):
         return values.between(rows, columns)
     return rows @ values @ columns.t()
 

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from enorm_fx.step.layout import Block, GroupLayout, Layout, Part, Touch
+from enorm_fx.step.sharded_cells import ShardedCells
+from enorm_fx.step.shards import reduce_
 from enorm_fx.step.streamed import StreamedCells
 
 _LOG_2 = math.log(2.0)
@@ -43,7 +45,7 @@ class Descent:
     """
 
     layout: Layout
-    values: Sequence[Tensor | StreamedCells]
+    values: Sequence[Tensor | StreamedCells | ShardedCells]
     p: float
     c: float
     u: Tensor
@@ -55,7 +57,7 @@ class Descent:
 
     def in_memory(self) -> list[Tensor]:
         """The cells of each block as tensors, those of the descent where they are in memory."""
-        return [v.computed() if isinstance(v, StreamedCells) else v for v in self.values]
+        return [v if isinstance(v, Tensor) else v.computed() for v in self.values]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +81,8 @@ def sweep_(descent: Descent, exact: bool) -> None:
     """
     for batch in descent.layout.batches:
         groups = [descent.layout.groups[number] for number in batch]
-        steps = [_step(descent, group, _sides(descent, group), exact) for group in groups]
+        sides = _sides(descent, groups)
+        steps = [_step(descent, g, s, exact) for g, s in zip(groups, sides, strict=True)]
         for group, step in zip(groups, steps, strict=True):
             descent.u[group.start : group.start + group.channels] += step
 
@@ -91,8 +94,8 @@ def pulls(descent: Descent) -> tuple[Tensor, Tensor]:
     pulls the scale down and up. P - N is dJ/du / p; for p = inf they are maxima.
     """
     down, up = (torch.full_like(descent.u, -math.inf) for _ in range(2))
-    for group in descent.layout.groups:
-        sides = _sides(descent, group)
+    groups = descent.layout.groups
+    for group, sides in zip(groups, _sides(descent, groups), strict=True):
         still = descent.u.new_zeros(group.channels)
         for pull, side in ((down, sides.positive), (up, sides.negative)):
             if side:
@@ -125,13 +128,13 @@ def _two_sided(down: Tensor, up: Tensor) -> Tensor:
 
 def log_cost(descent: Descent) -> Tensor:
     """log of the part of J that can move, at u, 0-dim."""
-    blocks = [
-        _log_marginal(descent, Touch(number, 0, 1.0, slice(None), slice(None)))
+    touches = [
+        Touch(number, 0, 1.0, slice(None), slice(None))
         for number in range(len(descent.layout.blocks))
     ]
-    if not blocks:
+    if not touches:
         return descent.u.new_full((), -math.inf)
-    logs = torch.cat(blocks)
+    logs = torch.cat(_log_marginals(descent, touches))
     return logs.amax() if math.isinf(descent.p) else torch.logsumexp(logs, 0)
 
 
@@ -144,37 +147,60 @@ def log_factors(part: Part, u: Tensor) -> Tensor:
     return total
 
 
-def _sides(descent: Descent, group: GroupLayout) -> LogMarginals:
-    parts: dict[float, Tensor] = {}
-    for touch in group.touches:
-        found = parts.setdefault(
-            touch.coefficient, descent.u.new_full((group.channels,), -math.inf)
-        )
-        _add_(found, touch, _log_marginal(descent, touch), math.isinf(descent.p))
-    return LogMarginals(
-        tuple((a, parts[a]) for a in group.positive),
-        tuple((a, parts[a]) for a in group.negative),
-    )
+def _sides(descent: Descent, groups: Sequence[GroupLayout]) -> list[LogMarginals]:
+    """The marginals of each group. Where weights lie in parts, one reduction serves all groups."""
+    touches = [touch for group in groups for touch in group.touches]
+    logs = iter(_log_marginals(descent, touches))
+    sides = []
+    for group in groups:
+        parts: dict[float, Tensor] = {}
+        for touch in group.touches:
+            found = parts.setdefault(
+                touch.coefficient, descent.u.new_full((group.channels,), -math.inf)
+            )
+            _add_(found, touch, next(logs), math.isinf(descent.p))
+        positive = tuple((a, parts[a]) for a in group.positive)
+        sides.append(LogMarginals(positive, tuple((a, parts[a]) for a in group.negative)))
+    return sides
 
 
-def _log_marginal(descent: Descent, touch: Touch) -> Tensor:
-    """log of the sum (or maximum) of the current cells at each position of the touched part."""
+def _log_marginals(descent: Descent, touches: Sequence[Touch]) -> list[Tensor]:
+    """log of the sum (or maximum) of the current cells at each position of the touched parts."""
+    found = [_marginal(descent, touch) for touch in touches]
+    in_parts = [
+        (values.shard.groups, marginal)
+        for touch, (marginal, _) in zip(touches, found, strict=True)
+        if isinstance(values := descent.values[touch.block], ShardedCells)
+    ]
+    reduce_(in_parts, math.isinf(descent.p))
+    logs = []
+    for touch, (sums, shift) in zip(touches, found, strict=True):
+        block = descent.layout.blocks[touch.block]
+        own = log_factors(block.parts[touch.part], descent.u)[touch.positions]
+        # A denormal sum has no digits left: the unit counts as dead.
+        tiny = torch.finfo(sums.dtype).tiny
+        marginal = torch.where(sums < tiny, 0.0, sums).to(own)
+        depth = descent.power * block.depth * math.log(descent.c)
+        logs.append(marginal.log() + shift + descent.power * own - depth)
+    return logs
+
+
+def _marginal(descent: Descent, touch: Touch) -> tuple[Tensor, Tensor | float]:
+    """The sum (or maximum) at each position of the touched part, without its own factors: as
+    exp(shift) times the first tensor. Of cells in parts, what this process's have in it."""
     block, values = descent.layout.blocks[touch.block], descent.values[touch.block]
     target = block.parts[touch.part]
     rest = [part for part in block.parts if part is not target]
-    own = log_factors(target, descent.u)[touch.positions]
+    if isinstance(values, ShardedCells):
+        weights, shift = _exp(descent.power * log_factors(rest[0], descent.u), values)
+        largest = math.isinf(descent.p)
+        return values.partial(target.axes[0], touch.positions, weights, largest), shift
     if isinstance(values, StreamedCells):
-        marginal, shift = _from_stream(descent, values, touch, target.axes[0], rest)
-    elif _is_matrix(block, target, rest):
-        marginal, shift = _from_matrix(descent, values, touch, target.axes[0], rest)
-    else:
-        marginal, shift = _from_cells(descent, block, values, target, rest)
-        marginal = marginal[touch.positions]
-    # A denormal sum has no digits left: the unit counts as dead.
-    tiny = torch.finfo(marginal.dtype).tiny
-    marginal = torch.where(marginal < tiny, 0.0, marginal).to(own)
-    depth = descent.power * block.depth * math.log(descent.c)
-    return marginal.log() + shift + descent.power * own - depth
+        return _from_stream(descent, values, touch, target.axes[0], rest)
+    if _is_matrix(block, target, rest):
+        return _from_matrix(descent, values, touch, target.axes[0], rest)
+    sums, scale = _from_cells(descent, block, values, target, rest)
+    return sums[touch.positions], scale
 
 
 def _is_matrix(block: Block, target: Part, rest: list[Part]) -> bool:
@@ -226,7 +252,7 @@ def _from_cells(
     return values.reshape(-1), shift
 
 
-def _exp(logs: Tensor, values: Tensor | StreamedCells) -> tuple[Tensor, Tensor]:
+def _exp(logs: Tensor, values: Tensor | StreamedCells | ShardedCells) -> tuple[Tensor, Tensor]:
     """exp(logs - shift) in the values' dtype, shift = max: it cannot overflow."""
     shift = logs.max()
     return (logs - shift).exp().to(values.device, values.dtype), shift

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from enorm_fx.errors import PlanError
-from enorm_fx.step.checks import find_parameter
+from enorm_fx.step.checks import find_held
 
 
 class Guard:
@@ -48,7 +48,7 @@ class Guard:
         parameters = []
         for name in names:
             path, _, leaf = name.rpartition(".")
-            parameter = find_parameter(model, name)
+            parameter = find_held(model, name)
             parameters.append(parameter)
             self._add(model.get_submodule(path)._parameters, leaf, parameter)
         self._stepped = parameters if optimizer is not None else []
@@ -127,15 +127,15 @@ class Structure:
             was, found = self.modules.get(name, "nothing"), now.modules.get(name, "nothing")
             if was != found:
                 raise PlanError(
-                    f"'{name}' was {was} and is {found}; nothing was written. Analyze the model "
-                    "again"
+                    f"'{name or 'the model'}' was {was} and is {found}; nothing was written. "
+                    "Analyze the model again, or make the ENorm after it has been wrapped"
                 )
         for name in sorted(now.parameters - self.parameters):
             raise PlanError(
                 f"the model has a new parameter '{name}'; nothing was written. Analyze it again"
             )
         if self.pinning and not now.pinning:
-            frozen = [n for n in self.moved if not find_parameter(model, n).requires_grad]
+            frozen = [n for n in self.moved if not find_held(model, n).requires_grad]
             raise PlanError(
                 f"'{frozen[0]}' has been frozen since; nothing was written. Analyze the model "
                 "again: with frozen='pin' it then stays, with frozen='rescale' it moves on"
@@ -149,5 +149,5 @@ def structure_of(model: nn.Module, moved: Iterable[str]) -> Structure:
         {name: type(m).__name__ for name, m in model.named_modules(remove_duplicate=False)},
         frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
         moved,
-        all(find_parameter(model, name).requires_grad for name in moved),
+        all(find_held(model, name).requires_grad for name in moved),
     )

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from enorm_fx.plan.data import PlanData
-from enorm_fx.step.checks import check_settings, find_parameter
+from enorm_fx.step.checks import check_settings, find_held
 from enorm_fx.step.layout import Block, Entry
+from enorm_fx.step.shards import local, reduce_, shard_of
 
 _SHORT = 32  # entries of a row, below which vector_norm spends its time between rows
 _CHUNK = 1 << 18  # entries of the buffer
@@ -26,19 +27,29 @@ def objective(plan: PlanData, p: float = 2, c: float = 1.0) -> float:
     """
     check_settings({"p": p, "c": c})
     p = float(p)
-    total = 0.0
+    found: list[tuple[int, Tensor]] = []  # depth, and the weight's part of J
+    in_parts = []
     with torch.no_grad():
         for scaled in plan.parameters:
             if not scaled.counted or 0 in scaled.shape:
                 continue
-            weight = find_parameter(plan.model, scaled.name)
-            measured = float(total_of(weight, p, torch.float64))
-            # The comparison lets NaN through, in whatever order.
-            if math.isinf(p):
-                norm = measured * c**-scaled.depth
-                total = total if total >= norm or math.isnan(total) else norm
-            else:
-                total += measured * c ** (-p * scaled.depth)
+            weight = find_held(plan.model, scaled.name)
+            held, shard = local(weight), shard_of(weight, scaled.name)
+            measured = (
+                total_of(held, p, torch.float64) if held.numel() else torch.zeros(()).double()
+            )
+            found.append((scaled.depth, measured))
+            if shard is not None:
+                in_parts.append((shard.groups, measured))
+        reduce_(in_parts, math.isinf(p))
+    total = 0.0
+    for depth, measured in found:
+        # The comparison lets NaN through, in whatever order.
+        if math.isinf(p):
+            norm = float(measured) * c**-depth
+            total = total if total >= norm or math.isnan(total) else norm
+        else:
+            total += float(measured) * c ** (-p * depth)
     return total
 
 

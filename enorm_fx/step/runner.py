@@ -15,6 +15,8 @@ from enorm_fx.step.guard import Guard, structure_of
 from enorm_fx.step.optimizer_state import exponents
 from enorm_fx.step.recipe import BackendStep, Recipe
 
+_IN_PARTS = "weights lie in parts on several processes: each step is measured, reduced and solved\n"
+
 
 class StepRunner:
     """Runs a step by a backend, and the careful way where the backend refuses.
@@ -54,7 +56,8 @@ class StepRunner:
     @property
     def code(self) -> str:
         """The step as tensor operations, for people; compiles it if need be."""
-        return self._compile_if_needed()[0].code
+        self._compile_if_needed()
+        return _IN_PARTS if self._compiled is None else self._compiled.code
 
     def run_(self) -> None:
         """One step. Raises what `CarefulStep.apply_` raises, with nothing written.
@@ -66,7 +69,11 @@ class StepRunner:
             self._run_()
 
     def _run_(self) -> None:
-        compiled, recipe = self._compile_if_needed()
+        self._compile_if_needed()
+        compiled, recipe = self._compiled, self._recipe
+        if compiled is None or recipe is None:
+            self._careful.run_(self._optimizer, self._buffers, self._cycles)
+            return
         if not recipe.writes:
             return
         if self._refused_before() or not self._succeeded(compiled.run()):
@@ -75,15 +82,14 @@ class StepRunner:
         # Memory may have been written behind autograd's back: a graph that needs it must notice.
         torch.autograd.graph.increment_version(self._versioned)
 
-    def _compile_if_needed(self) -> tuple[BackendStep, Recipe]:
-        if (
-            self._compiled is None
-            or self._recipe is None
-            or not (self._guard and self._guard.holds())
-        ):
-            self._guard = None
-            self._structure.check(self._careful.model)
-            self._careful.bind_()
+    def _compile_if_needed(self) -> None:
+        """Without a result where weights lie in parts: then each step is made the careful way."""
+        if self._compiled is None or not (self._guard and self._guard.holds()):
+            self._guard = self._compiled = self._recipe = None
+            self._careful.together(self._bind_)
+            if self._careful.sharded:
+                self._backend = "distributed"
+                return
             writes = self._careful.collect(self._optimizer, self._buffers, gradients=False)
             self._recipe = self._careful.recipe(writes, self._cycles)
             self._backend, self._compiled = compile_step(self._recipe, self._wanted)
@@ -97,7 +103,10 @@ class StepRunner:
                 self._optimizer,
                 [name for name, exponent in known.items() if exponent],
             )
-        return self._compiled, self._recipe
+
+    def _bind_(self) -> None:
+        self._structure.check(self._careful.model)
+        self._careful.bind_()
 
     def _refused_before(self) -> bool:
         unread, self._unread = self._unread, None
