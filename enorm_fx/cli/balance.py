@@ -8,14 +8,18 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enorm_fx.cli.before_after import Kept, compare, run_before
 from enorm_fx.cli.command import Command
 from enorm_fx.cli.folded import checked, finished_, fold_
 from enorm_fx.cli.output import progress, stdout_kept_for_json, terminal
-from enorm_fx.cli.target import add_target_arguments, opened
+from enorm_fx.cli.target import (
+    add_checkpoint_arguments,
+    add_target_arguments,
+    opened,
+    weights_of,
+)
 from enorm_fx.cli.weights import check_numbers, in_their_type, map_into_, under_file_names
 from enorm_fx.errors import ArgumentError
 
@@ -44,11 +48,8 @@ class _Done:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target_arguments(parser)
+    add_checkpoint_arguments(parser, "balanced")
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, metavar="IN",
-        help="the weights: a file, an index of shards or a folder; never written to")  # fmt: skip
-    add("--output", type=Path, required=True, metavar="OUT",
-        help="where the balanced weights go, complete or not at all")  # fmt: skip
     add("--p", type=float, default=2.0, metavar="P",
         help="minimize the l_P norm; inf: cross-layer equalization (default: 2)")  # fmt: skip
     add("--exact", action="store_true",
@@ -67,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> int:
             "--exact keeps the outputs to the last bit, and --fold-batchnorm rounds weights anew: "
             "leave one of them out"
         )
-    checkpoint = open_checkpoint(arguments.checkpoint)
+    checkpoint = open_checkpoint(weights_of(arguments))
     with stdout_kept_for_json(arguments.json):
         done = _balance(arguments, checkpoint)
     if arguments.json:

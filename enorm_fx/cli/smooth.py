@@ -6,19 +6,21 @@ import argparse
 import json
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enorm_fx.cli.command import Command
 from enorm_fx.cli.output import stdout_kept_for_json, terminal
 from enorm_fx.cli.target import (
     TargetError,
+    add_checkpoint_arguments,
     add_target_arguments,
     found,
     importable,
     opened,
     parse,
+    weights_of,
 )
+from enorm_fx.cli.weights import under_file_names
 from enorm_fx.errors import ArgumentError, EnormError
 
 if TYPE_CHECKING:
@@ -35,11 +37,8 @@ _NAMES = 3  # of consumers in a line
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target_arguments(parser)
+    add_checkpoint_arguments(parser, "smoothed")
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, metavar="IN",
-        help="the weights: a file, an index of shards or a folder; never written to")  # fmt: skip
-    add("--output", type=Path, required=True, metavar="OUT",
-        help="where the smoothed weights go, complete or not at all")  # fmt: skip
     add("--batches", required=True, metavar="SOURCE",
         help="calibration data: package.module:name or path/to/file.py:name of an iterable, or "
         "of a function that returns one; each item is an input, a tuple of inputs or a dict by "
@@ -63,10 +62,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from enorm_fx.smoothing import smooth
     from enorm_fx.verifying import verify
 
-    checkpoint = open_checkpoint(arguments.checkpoint)
+    checkpoint = open_checkpoint(weights_of(arguments))
     with (
         stdout_kept_for_json(arguments.json),
-        opened(arguments, "smoothing the model") as (model, inputs),
+        opened(arguments, "smoothing the model", empty=True) as (model, inputs),
     ):
         _fill(model, checkpoint)
         batches = _batches(arguments.batches)
@@ -114,13 +113,10 @@ def _batches(source: str) -> list[Any]:
 
 
 def _edits(plan: Plan, checkpoint: Checkpoint) -> dict[str, Edit]:
-    """For each weight that moves, under a name that the checkpoint has, its new values."""
-    edits: dict[str, Edit] = {}
-    for scaled in plan.parameters:
-        if scaled.terms:
-            name = next(n for n in (scaled.name, *scaled.aliases) if n in checkpoint.tensors)
-            edits[name] = partial(_replace_, plan.model.get_parameter(scaled.name).detach())
-    return edits
+    """For each weight that moves, by its names in the checkpoint, its new values."""
+    moved = (scaled.name for scaled in plan.parameters if scaled.terms)
+    new = {n: partial(_replace_, plan.model.get_parameter(n).detach()) for n in moved}
+    return under_file_names(plan, checkpoint, new)
 
 
 def _replace_(values: Tensor, tensor: Tensor) -> None:

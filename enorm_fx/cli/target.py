@@ -1,6 +1,7 @@
 """The model that a command is about: TARGET, --arg and --input, from their text to a model.
 
-Loading a model runs code that is not ours. Whatever that code raises becomes one TargetError.
+A target is a name in a module, or `hf:FOLDER` (`enorm_fx/cli/hf_folder.py`). Loading a model runs
+code that is not ours. Whatever that code raises becomes one TargetError.
 torch is imported when a model is loaded, not before.
 """
 
@@ -23,6 +24,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from enorm_fx.cli import hf_folder
+from enorm_fx.cli.weights import map_into_
 from enorm_fx.errors import ArgumentError, EnormError
 
 if TYPE_CHECKING:
@@ -54,21 +57,23 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare TARGET, --arg, --input and --traceback: what `opened` reads."""
     add = parser.add_argument
     add("target", metavar="TARGET", help="package.module:name or path/to/file.py:name; the name "
-        "is a class, a function that returns a module, or a module")  # fmt: skip
+        "is a class, a function that returns a module, or a module. Or hf:FOLDER, a model of "
+        "transformers with its config.json and weights")  # fmt: skip
     add("--arg", action="append", default=[], metavar="NAME=VALUE", dest="arguments",
         help="an argument for the class or function, a Python literal or else text; "
         "repeatable")  # fmt: skip
     add("--input", action="append", default=[], metavar="SHAPE[:DTYPE]", dest="inputs",
         help="an example input, such as 1,3,224,224 or 2,16:int64; repeatable (default: a shape "
-        "that the first layers admit)")  # fmt: skip
+        "that the first layers admit; tokens or images for hf:FOLDER)")  # fmt: skip
     add("--traceback", action="store_true", help="show the traceback of an error too")
 
 
 @contextlib.contextmanager
 def opened(
     arguments: argparse.Namespace, doing: str, *, train: bool = False, empty: bool = False
-) -> Iterator[tuple[nn.Module, tuple[Tensor, ...]]]:
-    """The target's model in evaluation or training mode, and the inputs that --input describes.
+) -> Iterator[tuple[nn.Module, tuple[Tensor, ...] | dict[str, Tensor]]]:
+    """The target's model in evaluation or training mode, and the inputs that --input describes (by
+    name those that a model of transformers reads; empty: there are none).
 
     Until the block ends, modules beside the target can be imported, torch logs nothing, and
     whatever the model's code raises is a TargetError.
@@ -77,19 +82,64 @@ def opened(
         arguments: of a parser that went through `add_target_arguments`.
         doing: what the block does, for its errors: "analyzing the model".
         train: training mode; every module gets its own mode back in the end.
-        empty: the model is made without memory for its parameters.
+        empty: the model is made without memory for its parameters. Else one of transformers has
+            the weights of its folder.
 
     Raises:
         ArgumentError: --arg or --input is written wrongly.
         TargetError: the model cannot be loaded or built, or its code fails in the block.
     """
-    target, keywords = parse(arguments.target), _keywords(arguments.arguments)
-    with importable(target):
-        with _without_memory() if empty else contextlib.nullcontext():
-            model = load(target, keywords)
-        inputs = tuple(_example(text, model) for text in arguments.inputs)
+    with _made(arguments, empty) as (model, inputs):
+        if arguments.inputs:
+            inputs = tuple(_example(text, model) for text in arguments.inputs)
         with _muted_logs(), in_mode(model, train), foreign_code(doing):
             yield model, inputs
+
+
+@contextlib.contextmanager
+def _made(
+    arguments: argparse.Namespace, empty: bool
+) -> Iterator[tuple[nn.Module, tuple[Tensor, ...] | dict[str, Tensor]]]:
+    """The target's model, and inputs where the target describes them."""
+    folder, keywords = hf_folder.folder_of(arguments.target), _keywords(arguments.arguments)
+    if folder is not None:
+        if keywords:
+            raise ArgumentError("--arg is for functions and classes: hf:FOLDER takes none")
+        with _muted_logs(), foreign_code(f"making the model of {folder}"):
+            made = hf_folder.make(folder)
+            given = () if arguments.inputs else hf_folder.example(made)
+        if not empty:
+            from enorm_fx.checkpoints.checkpoint import open_checkpoint
+
+            map_into_(made, open_checkpoint(folder))
+        yield made, given
+        return
+    target = parse(arguments.target)
+    with importable(target):
+        with _without_memory() if empty else contextlib.nullcontext():
+            made = load(target, keywords)
+        yield made, ()
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser, wanted: str) -> None:
+    """Declare --checkpoint and --output; `weights_of` reads the former.
+
+    wanted: what the output's weights are, such as "smoothed".
+    """
+    add = parser.add_argument
+    add("--checkpoint", type=Path, metavar="IN",
+        help="the weights: a file, an index of shards or a folder; never written to (default: the "
+        "folder of hf:FOLDER)")  # fmt: skip
+    add("--output", type=Path, required=True, metavar="OUT",
+        help=f"where the {wanted} weights go, complete or not at all")  # fmt: skip
+
+
+def weights_of(arguments: argparse.Namespace) -> Path:
+    """Where the weights are: --checkpoint, or the target's folder."""
+    path: Path | None = arguments.checkpoint or hf_folder.folder_of(arguments.target)
+    if path is None:
+        raise ArgumentError("--checkpoint is needed: where are the weights?")
+    return path
 
 
 def _without_memory() -> contextlib.AbstractContextManager[None]:

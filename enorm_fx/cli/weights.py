@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from enorm_fx.errors import NonFiniteError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from enorm_fx.checkpoints.checkpoint import Checkpoint
     from enorm_fx.checkpoints.weight_file import Edit
     from enorm_fx.model_plan import Plan
+
+T = TypeVar("T")
 
 
 def map_into_(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -27,11 +29,16 @@ def map_into_(model: nn.Module, checkpoint: Checkpoint) -> None:
     fill_(model, {s: t if s.is_parameter else t.clone() for s, t in slots.items()})
 
 
-def in_their_type(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def in_their_type(model: nn.Module, inputs: T) -> T:
     """Example inputs in the type of the weights, which may not be the one that the model was made
     with."""
+    from torch import Tensor
+
+    from enorm_fx.nested import replaced
+
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    return tuple(t.to(dtype) if t.is_floating_point() else t for t in inputs)
+    made: T = replaced(Tensor, inputs, lambda t: t.to(dtype) if t.is_floating_point() else t)
+    return made
 
 
 def check_numbers(model: nn.Module, checkpoint: Checkpoint) -> None:
