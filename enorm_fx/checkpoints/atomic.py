@@ -60,6 +60,12 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def synced(path: Path) -> None:
+    """Bring a file that was written to the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """What the system refuses in this block is a CheckpointError that names the path."""

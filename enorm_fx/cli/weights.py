@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from enorm_fx.checkpoints.checkpoint import Checkpoint
     from enorm_fx.checkpoints.weight_file import Edit
     from enorm_fx.model_plan import Plan
+    from enorm_fx.report.before_after import Measured
 
 T = TypeVar("T")
 
@@ -64,4 +65,13 @@ def under_file_names(
             for name in (scaled.name, *scaled.aliases):
                 if name in checkpoint.tensors:
                     found[name] = edits[scaled.name]
+    return found
+
+
+def measured(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Measured]:
+    """Norms and ranges of the weights, which are in the checkpoint's files."""
+    from enorm_fx.report.before_after import measure_weights
+
+    found = measure_weights(model)
+    checkpoint.release()
     return found

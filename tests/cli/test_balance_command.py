@@ -222,3 +222,32 @@ def test_the_bar_knows_how_far_it_is(folder: Path, monkeypatch: pytest.MonkeyPat
     assert done[0] == 0
     assert done[-1] == 1
     assert all(part is not None and 0 <= part <= 1 for part in done)
+
+
+def test_pictures_come_with_the_output_or_not_at_all(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    path = FORMATS["safetensors"](folder, model().state_dict())
+    before = sorted(folder.iterdir())
+    for options, said in (
+        (["--html", "no/a.html"], "a.html cannot be written"),
+        (["--html", "a.html", "--plot", "a.txt"], "name a file that ends in"),
+        (["--html", "a.html", "--plot", "a.png", "--p", "0"], "p must be a number"),
+        (["--html", "net.py/a.html", "--plot", "a.png"], "a.html cannot be written"),
+    ):
+        assert run(path, *options) == 2
+        assert said in capsys.readouterr().err
+        assert sorted(folder.iterdir()) == before
+    assert run(path, "--html", "a.html", "--plot", "a.png") == 0
+    text = (folder / "a.html").read_text()
+    assert "Net, balanced (p = 2)" in text
+    assert "second" in text
+    assert "output of the model" in text
+    assert (folder / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert {p.name for p in folder.iterdir()} == {
+        *(p.name for p in before),
+        "out",
+        "a.html",
+        "a.png",
+    }
