@@ -31,14 +31,19 @@ def page(
     scale = _Scale(low, high)
     pieces = {
         "TITLE": escape(title),
-        "STYLE": resources.files(__package__).joinpath("assets", "before_after.css").read_text(),
+        "STYLE": _file("before_after.css"),
         "FACTS": "".join(f"<dt>{escape(n)}</dt><dd>{escape(t)}</dd>" for n, t in facts),
         "AXIS": _axis(scale),
         "ROWS": "\n".join(_row(layer, scale) for layer in shown),
         "LEFT": "\n".join(_left(left_out)) or "<p>Nothing.</p>",
     }
-    text = resources.files(__package__).joinpath("assets", "before_after.html").read_text()
+    text = _file("before_after.html")
     return "".join(pieces[p] if i % 2 else p for i, p in enumerate(text.split("@")))
+
+
+def _file(name: str) -> str:
+    folder = resources.files(__package__) / "assets"
+    return (folder / name).read_text(encoding="utf-8")
 
 
 class _Scale:
