@@ -124,7 +124,7 @@ def prepare(settings: Settings, data: Dataset, seed: int) -> tuple[Trainer, dict
     balancer = None
     if settings.enorm:
         plan = enorm_fx.analyze(model, data.train_images[:2])
-        balancer = enorm_fx.ENorm(plan, optimizer, c=settings.enorm)
+        balancer = enorm_fx.ENorm(plan, optimizer, c=settings.enorm, start="as_is")
         description |= {
             "pairs": len(plan.pairs),
             "num_scales": plan.num_scales,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from enorm_fx.analysis import as_plan
@@ -17,12 +15,11 @@ from enorm_fx.plan.records import Group
 from enorm_fx.step.careful import CarefulStep
 from enorm_fx.step.checks import check_exact, check_finite, check_settings
 from enorm_fx.step.converge import converge_
-from enorm_fx.step.descent import Descent, alive, log_cost
+from enorm_fx.step.descent import alive
 from enorm_fx.step.measure import objective
 from enorm_fx.step.normal_range import HeldBack
+from enorm_fx.step.optimum import round_
 from enorm_fx.step.precision import full_precision
-
-_LOG_2 = math.log(2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +146,7 @@ def find_optimum(
         two_sided = alive(descent)
         cycles, gap = converge_(descent, tol, watch)
         still, dead = _still(plan, two_sided, descent.u)
-        held = _round_(descent, careful) if exact else ()
+        held = round_(descent, careful) if exact else ()
     return Optimum(careful, descent.u, sizes, before, cycles, gap, held, still, dead)
 
 
@@ -166,15 +163,3 @@ def _still(plan: Plan, two_sided: Tensor, u: Tensor) -> tuple[tuple[tuple[Group,
         else:
             still.append((group, "it is balanced already, or the norm has no minimum along it"))
     return tuple(still), dead
-
-
-def _round_(descent: Descent, careful: CarefulStep) -> tuple[HeldBack, ...]:
-    """Log scales to multiples of log 2 by which no number leaves its range; 0 if that is better."""
-    rounded = (descent.u / _LOG_2).round() * _LOG_2
-    descent.u = torch.zeros_like(rounded)
-    before = log_cost(descent)
-    descent.u = rounded
-    held = careful.hold_in_range_(descent.u)
-    if not log_cost(descent) < before:
-        descent.u = torch.zeros_like(rounded)
-    return held

@@ -5,6 +5,7 @@ Stock, Graham, Gribonval, Jegou: Equi-normalization of Neural Networks, ICLR 201
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,17 +26,27 @@ from enorm_fx.step.checks import (
     check_optimizer,
     check_settings,
 )
-from enorm_fx.step.runner import StepRunner
+from enorm_fx.step.optimum import to_optimum_
+from enorm_fx.step.runner import ConvergingRunner, StepRunner
+
+_START_TOLERANCE = 1e-10  # the gap, as of `balance`
 
 
 class ENorm:
-    """One balancing cycle after each optimizer step: the training method of the paper.
+    """Balanced weights throughout training: one cycle after each optimizer step, as in the paper.
 
     Call `step` after `optimizer.step()`, or `attach` once. The network's function stays; weights,
     biases and the optimizer's buffers are multiplied in place, all or nothing. Gradients
     that lie in `.grad` are left alone: they are spent once the optimizer has stepped. Do not call
     `step` between `backward` and `optimizer.step()`, and clear gradients before the next
     `backward` (`rescale_` and `balance`, which may be called at any time, do scale them).
+
+    The first cycle would come too late where units are badly scaled: the optimizer's first step has
+    then ruined them. So training starts at the optimum (`start="balanced"`): as the first thing in
+    the optimizer's next step, weights, gradients and buffers that it already holds are rescaled,
+    all or nothing. It is not done when ENorm is made, so that weights and states may be loaded
+    before or after; a state with which training has begun is not balanced again, and a resumed run
+    goes on bit for bit. Without an optimizer the first `step` does it, in place of a cycle.
 
     plan_or_model: what `analyze` gave, or a model, which is analyzed with defaults.
     optimizer:     its buffers follow the weights; None where there is none, or it keeps none.
@@ -49,6 +60,13 @@ class ENorm:
     last_layer:    False leaves out every group that moves a last weight, as the authors' code does.
     exact:         round factors to powers of two: outputs stay the same to the last bit, while
                    weights and activations stay normal numbers of their dtype.
+    start:         "balanced": at the optimum that steps go to, by the same groups, p, c and exact.
+                   "as_is": with the weights as they are. A plan that is not exact starts as it
+                   is: balancing would change what the network computes before it is trained (a
+                   pretrained one would lose what it knows). The one to call for that is `balance`.
+    converge:      go to the optimum of the moment in each step, with the coarse correction of
+                   `balance`, as many cycles as that takes (to a gap of 1e-8), whatever `cycles`
+                   and `order` say. It runs as torch operations that wait for the device.
     backend:       "native": one call of C++ compiled for this processor (needs a compiler).
                    "eager": generated torch operations, for every device. "cudagraph": the same,
                    captured once and replayed. "auto": native on the CPU, cudagraph on CUDA.
@@ -76,6 +94,8 @@ class ENorm:
         order: str = "sequential",
         last_layer: bool = False,
         exact: bool = False,
+        start: str = "balanced",
+        converge: bool = False,
         backend: str = "auto",
         check: str = "sync",
         buffers: Mapping[str, int] | None = None,
@@ -88,6 +108,8 @@ class ENorm:
             "order": order,
             "last_layer": last_layer,
             "exact": exact,
+            "start": start,
+            "converge": converge,
         }
         check_settings(settings)
         if backend not in BACKENDS:
@@ -99,29 +121,86 @@ class ENorm:
         self.optimizer = optimizer
         self._settings: dict[str, Any] = settings
         self._wanted, self._deferred = backend, check == "async"
+        self._check_backend(converge)
         self._buffers = dict(buffers or {})
         self._calls = 0
+        self._started = start == "as_is" or not self.plan.exact
+        self._start_hook: RemovableHandle | None = None
         self._handle: RemovableHandle | None = None
         self._step = self._make_step()
+        self._await_start()
 
-    def _make_step(self) -> StepRunner:
+    def _check_backend(self, converge: bool) -> None:
+        if converge and self._wanted not in ("auto", "eager"):
+            raise ArgumentError(
+                f"converge=True runs as torch operations, not by backend={self._wanted!r}: leave "
+                "backend at 'auto'"
+            )
+
+    def _make_step(self) -> StepRunner | ConvergingRunner:
         settings = self._settings
-        careful = CarefulStep(
-            self.plan,
-            _active(self.plan, settings["last_layer"]),
-            p=float(settings["p"]),
-            c=settings["c"],
-            order=settings["order"],
-            exact=check_exact(self.plan, settings["exact"]),
-        )
+        if settings["converge"]:
+            return ConvergingRunner(
+                self._make_careful("sequential", wide=True),
+                self.optimizer,
+                self._buffers,
+                exact=settings["exact"],
+            )
         return StepRunner(
-            careful,
+            self._make_careful(settings["order"], wide=False),
             self.optimizer,
             self._buffers,
             cycles=settings["cycles"],
             backend=self._wanted,
             deferred=self._deferred,
         )
+
+    def _make_careful(self, order: str, wide: bool) -> CarefulStep:
+        settings = self._settings
+        return CarefulStep(
+            self.plan,
+            _active(self.plan, settings["last_layer"]),
+            p=float(settings["p"]),
+            c=settings["c"],
+            order=order,
+            exact=check_exact(self.plan, settings["exact"]),
+            wide=wide,
+        )
+
+    def _await_start(self) -> None:
+        """Have the optimizer's next step begin with the start; no longer, once it is made."""
+        if self._start_hook is not None:
+            self._start_hook.remove()
+            self._start_hook = None
+        if self._started or self.optimizer is None:
+            return
+        # Weak: an ENorm that nobody holds any more has no say in what the optimizer does.
+        this = weakref.ref(self)
+
+        def before_step(*_: object) -> None:
+            enorm = this()
+            if enorm is not None and not enorm._started:
+                enorm._start_(gradients=True)
+
+        self._start_hook = self.optimizer.register_step_pre_hook(before_step)
+        weakref.finalize(self, self._start_hook.remove)
+
+    def _start_(self, gradients: bool) -> None:
+        """Bring the weights to the optimum; gradients in `.grad` too, if they are yet to be used.
+
+        Raises NonFiniteError, OptimizerStateError or PlanError, with nothing written.
+        """
+        self._step.check()
+        to_optimum_(
+            self._make_careful("sequential", wide=True),
+            self.optimizer,
+            self._buffers,
+            tol=_START_TOLERANCE,
+            exact=self._settings["exact"],
+            gradients=gradients,
+            polish=True,
+        )
+        self._started = True
 
     @property
     def backend(self) -> str:
@@ -136,12 +215,18 @@ class ENorm:
     def step(self) -> None:
         """Measure, solve, apply; nothing on calls that `every` passes over.
 
+        A start that is still to be made is made now, and is the step.
+
         Raises NonFiniteError, OptimizerStateError or PlanError; then nothing has changed, the
         count of calls included.
         """
-        if (self._calls + 1) % self._settings["every"] == 0:
+        if not self._started:
+            self._start_(gradients=False)
+        elif (self._calls + 1) % self._settings["every"] == 0:
             self._step.run_()
         self._calls += 1
+        if self._start_hook is not None:
+            self._await_start()
 
     def attach(self) -> ENorm:
         """From now on every `optimizer.step()` is followed by `step()`. Returns self."""
@@ -153,29 +238,40 @@ class ENorm:
                 self.step()
 
             self._handle = self.optimizer.register_step_post_hook(after_step)
+            self._await_start()
         return self
 
     def detach(self) -> None:
-        """Undo `attach`; nothing if it is not attached."""
+        """Undo `attach`; nothing if it is not attached. A start not made yet waits for `step`."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+            if self._start_hook is not None:
+                self._start_hook.remove()
+                self._start_hook = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The count of calls and the settings; plain numbers and strings."""
-        return {"calls": self._calls, **self._settings}
+        """Count of calls, whether the start is made, and settings; plain numbers and strings."""
+        return {"calls": self._calls, "started": self._started, **self._settings}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over count and settings of a `state_dict`. Raises ArgumentError if it is none."""
-        expected = {"calls", *self._settings}
+        """Take over count, start and settings of a `state_dict`.
+
+        Load it before the optimizer's next step; weights and the optimizer's state may be loaded
+        before it or after. Raises ArgumentError if it is no such state.
+        """
+        expected = {"calls", "started", *self._settings}
         if set(state) != expected:
             raise ArgumentError(f"state must have the keys {sorted(expected)}, not {sorted(state)}")
         settings = {key: state[key] for key in self._settings}
-        check_settings(settings)
+        check_settings({**settings, "started": state["started"]})
         check_count("calls", state["calls"], least=0)
         check_exact(self.plan, settings["exact"])
+        self._check_backend(settings["converge"])
         self._settings, self._calls = settings, state["calls"]
+        self._started = state["started"] or not self.plan.exact
         self._step = self._make_step()
+        self._await_start()
 
 
 def _active(plan: Plan, last_layer: bool) -> tuple[Group, ...]:

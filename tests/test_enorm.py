@@ -47,7 +47,7 @@ def test_momentum_takes_the_inverse_factor(settings: dict[str, Any], order: str)
     }
     old_buffers = {n: b.clone() for n, b in old_buffers.items() if b is not None}
     assert bool(old_buffers) == (settings.get("momentum", 0.9) > 0)
-    ENorm(case.plan, optimizer, order=order, last_layer=True).step()
+    ENorm(case.plan, optimizer, order=order, last_layer=True, start="as_is").step()
     new = weights(case.model)
     assert largest_error(new, old) > 1e-2
     for name, before in old_buffers.items():
@@ -63,7 +63,7 @@ def test_adam_takes_both_powers() -> None:
     optimizer.step()
     old = weights(case.model)
     states = {n: copy.deepcopy(optimizer.state[p]) for n, p in case.model.named_parameters()}
-    ENorm(case.plan, optimizer, last_layer=True).step()
+    ENorm(case.plan, optimizer, last_layer=True, start="as_is").step()
     for name, weight in weights(case.model).items():
         factor, state = weight / old[name], optimizer.state[case.model.get_parameter(name)]
         for key, power in {"exp_avg": -1, "exp_avg_sq": -2}.items():
@@ -76,7 +76,7 @@ def test_a_step_before_the_optimizers_first_step() -> None:
     case = make("residual")
     optimizer = torch.optim.SGD(case.model.parameters(), lr=0.1, momentum=0.9)
     old = weights(case.model)
-    ENorm(case.plan, optimizer).step()
+    ENorm(case.plan, optimizer, start="as_is").step()
     assert not optimizer.state
     assert not same_bits(weights(case.model), old)
 
@@ -85,21 +85,21 @@ def test_step_leaves_spent_gradients_alone() -> None:
     case = make("residual", seed=1)
     optimizer = trained(case)
     old = {n: p.grad.clone() for n, p in case.model.named_parameters()}
-    ENorm(case.plan, optimizer).step()
+    ENorm(case.plan, optimizer, start="as_is").step()
     assert same_bits({n: p.grad for n, p in case.model.named_parameters()}, old)
 
 
 def test_an_optimizer_of_another_model_is_refused_and_one_of_a_part_is_not() -> None:
     case, other = make("residual"), make("residual")
     with pytest.raises(ArgumentError, match="holds none of the 11 parameters"):
-        ENorm(case.plan, torch.optim.SGD(other.model.parameters(), lr=0.1))
+        ENorm(case.plan, torch.optim.SGD(other.model.parameters(), lr=0.1), start="as_is")
     with pytest.raises(ArgumentError, match=r"torch.optim.Optimizer, not str"):
-        ENorm(case.plan, "SGD")  # type: ignore[arg-type]
+        ENorm(case.plan, "SGD", start="as_is")  # type: ignore[arg-type]
     part = torch.optim.SGD([case.model.get_parameter("embed.weight")], lr=0.1, momentum=0.9)
     case.model(case.inputs).sum().backward()
     part.step()
     old = weights(case.model)
-    ENorm(case.plan, part).step()
+    ENorm(case.plan, part, start="as_is").step()
     assert not same_bits(weights(case.model), old)
 
 
@@ -112,7 +112,7 @@ def test_an_optimizer_of_another_model_is_refused_and_one_of_a_part_is_not() -> 
 def test_a_weight_that_is_not_finite_stops_everything(name: str, value: float, order: str) -> None:
     case = make("residual", seed=1)
     optimizer = trained(case)
-    enorm = ENorm(case.plan, optimizer, order=order, last_layer=True)
+    enorm = ENorm(case.plan, optimizer, order=order, last_layer=True, start="as_is")
     with torch.no_grad():
         case.model.get_parameter(name).view(-1)[1] = value
     old, old_buffers, state = weights(case.model), buffers(optimizer), enorm.state_dict()
@@ -128,7 +128,7 @@ def test_the_diagonal_that_nothing_moves_may_not_be_nan_either() -> None:
     with torch.no_grad():
         case.model.get_parameter("mix.weight")[2, 2] = math.nan
     with pytest.raises(NonFiniteError, match=r"'mix.weight'"):
-        ENorm(case.plan, last_layer=True).step()
+        ENorm(case.plan, last_layer=True, start="as_is").step()
 
 
 def test_a_sum_that_overflows_says_so() -> None:
@@ -139,7 +139,7 @@ def test_a_sum_that_overflows_says_so() -> None:
     with pytest.raises(
         NonFiniteError, match=r"'layer_01.weight' is finite, but the sum of \|w\|\^2"
     ):
-        ENorm(case.plan, last_layer=True).step()
+        ENorm(case.plan, last_layer=True, start="as_is").step()
 
 
 def test_an_unknown_buffer_stops_everything() -> None:
@@ -147,13 +147,13 @@ def test_an_unknown_buffer_stops_everything() -> None:
     optimizer = trained(case)
     last = case.model.get_parameter("head.weight")
     optimizer.state[last]["shadow"] = torch.ones_like(last)
-    enorm = ENorm(case.plan, optimizer, last_layer=True)
+    enorm = ENorm(case.plan, optimizer, last_layer=True, start="as_is")
     old, old_buffers = weights(case.model), buffers(optimizer)
     with pytest.raises(OptimizerStateError, match=r"SGD keeps the buffer 'shadow'.*'head.weight'"):
         enorm.step()
     assert same_bits(weights(case.model), old)
     assert same_bits(buffers(optimizer), old_buffers)
-    ENorm(case.plan, optimizer, last_layer=True, buffers={"shadow": 1}).step()
+    ENorm(case.plan, optimizer, last_layer=True, buffers={"shadow": 1}, start="as_is").step()
     factor = weights(case.model)["head.weight"] / old["head.weight"]
     assert torch.allclose(optimizer.state[last]["shadow"], factor, rtol=1e-12, atol=0)
 
@@ -163,7 +163,7 @@ def test_an_unknown_buffer_stops_everything() -> None:
 
 def test_replaced_and_cast_parameters_are_found_again() -> None:
     case = make("chain-linear", seed=3)
-    enorm = ENorm(case.plan, last_layer=True)
+    enorm = ENorm(case.plan, last_layer=True, start="as_is")
     enorm.step()
     layer = case.model.get_submodule("layer_01")
     layer.weight = nn.Parameter(3 * layer.weight.detach())
@@ -175,7 +175,7 @@ def test_replaced_and_cast_parameters_are_found_again() -> None:
 
 def test_another_shape_or_a_missing_parameter_is_an_error() -> None:
     case = make("chain-linear")
-    enorm = ENorm(case.plan, last_layer=True)
+    enorm = ENorm(case.plan, last_layer=True, start="as_is")
     enorm.step()
     layer = case.model.get_submodule("layer_02")
     old = weights(case.model)
@@ -191,7 +191,7 @@ def test_another_shape_or_a_missing_parameter_is_an_error() -> None:
 
 def test_weights_without_data_are_an_error() -> None:
     case = make("chain-linear")
-    enorm = ENorm(case.plan, last_layer=True)
+    enorm = ENorm(case.plan, last_layer=True, start="as_is")
     case.model.to("meta")
     with pytest.raises(PlanError, match="on meta"):
         enorm.step()
@@ -212,8 +212,8 @@ def test_attach_runs_after_every_optimizer_step_until_detached() -> None:
 
     first = torch.optim.SGD(by_hand.model.parameters(), lr=1e-4, momentum=0.9)
     second = torch.optim.SGD(attached.model.parameters(), lr=1e-4, momentum=0.9)
-    hand = ENorm(by_hand.plan, first)
-    enorm = ENorm(attached.plan, second)
+    hand = ENorm(by_hand.plan, first, start="as_is")
+    enorm = ENorm(attached.plan, second, start="as_is")
     assert enorm.attach() is enorm
     enorm.attach()  # a second time changes nothing
     train(by_hand, hand.step, first)
@@ -228,19 +228,19 @@ def test_attach_runs_after_every_optimizer_step_until_detached() -> None:
 
 def test_attach_needs_an_optimizer() -> None:
     with pytest.raises(ArgumentError, match="attach"):
-        ENorm(make("residual").plan).attach()
+        ENorm(make("residual").plan, start="as_is").attach()
 
 
 def test_every_passes_over_calls() -> None:
     case, other = make("residual"), make("residual")
-    enorm = ENorm(case.plan, every=3)
+    enorm = ENorm(case.plan, every=3, last_layer=True, start="as_is")
     changed = []
     for _ in range(6):
         old = weights(case.model)
         enorm.step()
         changed.append(not same_bits(weights(case.model), old))
     assert changed == [False, False, True, False, False, True]
-    ENorm(other.plan, cycles=2).step()
+    ENorm(other.plan, cycles=2, last_layer=True, start="as_is").step()
     assert largest_error(weights(case.model), weights(other.model)) < 1e-12
 
 
@@ -248,13 +248,13 @@ def test_state_goes_round() -> None:
     case = make("residual")
     settings = {
         "c": 1.2, "p": 3, "cycles": 2, "every": 2, "order": "simultaneous",
-        "last_layer": True, "exact": True,
+        "last_layer": True, "exact": True, "start": "as_is", "converge": False,
     }  # fmt: skip
     first = ENorm(case.plan, **settings)  # type: ignore[arg-type]
     first.step()
     state = first.state_dict()
-    assert state == {"calls": 1, **settings}
-    second = ENorm(case.plan)
+    assert state == {"calls": 1, "started": True, **settings}
+    second = ENorm(case.plan, start="as_is")
     second.load_state_dict(state)
     assert second.state_dict() == state
     old = weights(case.model)
@@ -283,6 +283,8 @@ def test_state_goes_round() -> None:
         ("order", "random", r"order must be one of \('sequential', 'colored', 'simultaneous'\)"),
         ("last_layer", 1, "last_layer must be True or False, not 1"),
         ("exact", None, "exact must be True or False"),
+        ("start", "late", r"start must be one of \('balanced', 'as_is'\), not 'late'"),
+        ("converge", 1, "converge must be True or False, not 1"),
         ("backend", "cuda", r"backend must be one of \('auto', 'eager', 'native', .*not 'cuda'"),
         ("check", "never", r"check must be one of \('sync', 'async'\), not 'never'"),
     ],

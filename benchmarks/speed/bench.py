@@ -91,7 +91,7 @@ def make_enorm(plan: Plan, optimizer: Optimizer, **settings: Any) -> ENorm:
     """An ENorm with the backend that is asked for: a fall-back is an error, not a figure."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        enorm = ENorm(plan, optimizer, **settings)
+        enorm = ENorm(plan, optimizer, start="as_is", **settings)
         wanted = settings.get("backend", "auto")
         if wanted not in ("auto", enorm.backend):
             raise RuntimeError(f"this machine has no backend '{wanted}'")

@@ -15,6 +15,8 @@ from enorm_fx.step.memory import check_plain
 from enorm_fx.step.order import ORDERS
 from enorm_fx.step.shards import local
 
+STARTS = ("balanced", "as_is")
+
 
 def find_parameter(model: nn.Module, name: str) -> nn.Parameter:
     """The parameter of that name now. Raises PlanError if there is none, or no plain one."""
@@ -52,6 +54,9 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         elif name == "order":
             if value not in ORDERS:
                 raise ArgumentError(f"order must be one of {ORDERS}, not {value!r}")
+        elif name == "start":
+            if value not in STARTS:
+                raise ArgumentError(f"start must be one of {STARTS}, not {value!r}")
         elif not isinstance(value, bool):
             raise ArgumentError(f"{name} must be True or False, not {value!r}")
 

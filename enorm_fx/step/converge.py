@@ -29,13 +29,17 @@ _PATIENCE = 25  # cycles without a smaller gap, after which predictions end
 
 
 def converge_(
-    descent: Descent, tol: float, watch: Callable[[int, float], None] | None = None
+    descent: Descent,
+    tol: float,
+    watch: Callable[[int, float], None] | None = None,
+    *,
+    polish: bool = True,
 ) -> tuple[int, float]:
     """Move u to the optimum: the number of cycles, and the gap that is left (see `imbalance`).
 
-    Where the gap has come to tol, cycles go on until it is at most 1e-13 or as small as rounding
-    admits: a few more, after which networks that are rescalings of each other have the same
-    weights. After MAX_CYCLES cycles it stops anyway.
+    polish: where the gap has come to tol, cycles go on until it is at most 1e-13 or as small as
+    rounding admits: a few more, after which networks that are rescalings of each other have the
+    same weights. After MAX_CYCLES cycles it stops anyway.
 
     p = inf: the maxima of all channels may be balanced in many ways. Cycles start from the optimum
     of the cells' l_2 norm, which is unique, so they end in the same weights as well; in which ones,
@@ -44,7 +48,7 @@ def converge_(
     watch: told the cycles so far and the gap, at the beginning and after each cycle.
     """
     if math.isinf(descent.p):
-        return _balance_maxima_(descent, tol, watch)
+        return _balance_maxima_(descent, tol, watch, polish)
     coarse, predictor = _make_coarse_(descent), Predictor()
     gap = smallest = float(imbalance(descent))
     cycles = lowered = 0  # lowered: the cycle after which the gap was smallest
@@ -52,7 +56,8 @@ def converge_(
         if watch is not None:
             watch(cycles, gap)
         # Negated, so that NaN ends it: who applies the scales says which weight is not finite.
-        if not gap > tol and (not gap > _SETTLED or cycles - lowered >= _ROUNDING):
+        settled = not polish or not gap > _SETTLED or cycles - lowered >= _ROUNDING
+        if not gap > tol and settled:
             break
         start = predictor.predict(descent.u) if cycles - lowered <= _PATIENCE else descent.u
         descent.u = start.clone()
@@ -66,11 +71,11 @@ def converge_(
 
 
 def _balance_maxima_(
-    descent: Descent, tol: float, watch: Callable[[int, float], None] | None
+    descent: Descent, tol: float, watch: Callable[[int, float], None] | None, polish: bool
 ) -> tuple[int, float]:
     squares = [values.square() for values in descent.values]
     smooth = Descent(descent.layout, squares, 2.0, descent.c, descent.u)
-    cycles, _ = converge_(smooth, tol, watch)
+    cycles, _ = converge_(smooth, tol, watch, polish=polish)
     descent.u = smooth.u
     gap = float(imbalance(descent))
     while gap > tol and cycles < MAX_CYCLES:

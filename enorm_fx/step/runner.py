@@ -1,7 +1,9 @@
-"""A step compiled for the memory as it is now, and compiled anew when that changes."""
+"""A step compiled for the memory as it is now, and compiled anew when that changes; and one that is
+not compiled, which goes to the optimum."""
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Mapping
 
@@ -13,9 +15,11 @@ from enorm_fx.step.backends import compile_step
 from enorm_fx.step.careful import CarefulStep
 from enorm_fx.step.guard import Guard, structure_of
 from enorm_fx.step.optimizer_state import exponents
+from enorm_fx.step.optimum import to_optimum_
 from enorm_fx.step.recipe import BackendStep, Recipe
 
 _IN_PARTS = "weights lie in parts on several processes: each step is measured, reduced and solved\n"
+_NEAR_ENOUGH = 1e-8  # the gap at which a step that converges stops: the rounding of float32
 
 
 class StepRunner:
@@ -58,6 +62,10 @@ class StepRunner:
         """The step as tensor operations, for people; compiles it if need be."""
         self._compile_if_needed()
         return _IN_PARTS if self._compiled is None else self._compiled.code
+
+    def check(self) -> None:
+        """Raises PlanError if the model is no longer the one that was analyzed."""
+        self._careful.together(lambda: self._structure.check(self._careful.model))
 
     def run_(self) -> None:
         """One step. Raises what `CarefulStep.apply_` raises, with nothing written.
@@ -117,3 +125,45 @@ class StepRunner:
             self._unread = ok.clone()  # a replayed graph writes its answer to the same place
             return True
         return bool(ok)
+
+
+class ConvergingRunner:
+    """Runs a step that goes to the optimum of the moment, the careful way, each time.
+
+    How many cycles that takes is known only when the weights are, so nothing is compiled.
+    """
+
+    backend = "eager"
+    code = inspect.getsource(to_optimum_)
+
+    def __init__(
+        self,
+        careful: CarefulStep,
+        optimizer: Optimizer | None,
+        buffers: Mapping[str, int],
+        *,
+        exact: bool,
+    ) -> None:
+        self._careful, self._optimizer, self._buffers = careful, optimizer, dict(buffers)
+        self._exact = exact
+        careful.bind_()
+        self._structure = structure_of(careful.model, careful.names)
+        self._turn = threading.Lock()
+
+    def check(self) -> None:
+        """Raises PlanError if the model is no longer the one that was analyzed."""
+        self._careful.together(lambda: self._structure.check(self._careful.model))
+
+    def run_(self) -> None:
+        """One step. Raises what `CarefulStep.apply_` raises, with nothing written."""
+        with self._turn:
+            self.check()
+            to_optimum_(
+                self._careful,
+                self._optimizer,
+                self._buffers,
+                tol=_NEAR_ENOUGH,
+                exact=self._exact,
+                gradients=False,
+                polish=False,
+            )

@@ -130,7 +130,11 @@ def test_plain_loop_agrees_with_enorm(
         optimizers.append(with_state(model))
     inputs = torch.randn(shape, dtype=torch.float64)
     enorm_fx.ENorm(
-        enorm_fx.analyze(ours, inputs), optimizers[0], last_layer=last_layer, backend="eager"
+        enorm_fx.analyze(ours, inputs),
+        optimizers[0],
+        last_layer=last_layer,
+        start="as_is",
+        backend="eager",
     ).step()
     plan = enorm_fx.analyze(theirs, inputs)
     PlainLoop(plan, optimizers[1], last_layer=last_layer).step()

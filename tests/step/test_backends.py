@@ -48,7 +48,7 @@ def _restored() -> Iterator[None]:
 def test_autograd_notices_that_weights_were_written(backend: str) -> None:
     case = make("residual", seed=3)
     loss = case.model(case.inputs).square().mean()
-    ENorm(case.plan, last_layer=True, backend=backend).step()
+    ENorm(case.plan, last_layer=True, backend=backend, start="as_is").step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -57,7 +57,7 @@ def test_autograd_notices_that_weights_were_written(backend: str) -> None:
 def test_a_refusal_leaves_every_bit_and_the_next_step_works(backend: str) -> None:
     case = make("residual", seed=3)
     optimizer = trained(case)
-    enorm = ENorm(case.plan, optimizer, last_layer=True, backend=backend)
+    enorm = ENorm(case.plan, optimizer, last_layer=True, backend=backend, start="as_is")
     enorm.step()
     weight = case.model.get_parameter("up1.weight")
     good = weight.detach().clone()
@@ -83,7 +83,7 @@ def test_numbers_too_large_for_the_fast_way_go_the_careful_way(backend: str) -> 
         first *= 1e15
         last *= 1e-15
     expected, _ = careful(case, torch.optim.SGD(case.model.parameters(), lr=0.1))
-    ENorm(case.plan, last_layer=True, backend=backend).step()
+    ENorm(case.plan, last_layer=True, backend=backend, start="as_is").step()
     assert largest_error(weights(case.model), expected) < 1e-5
 
 
@@ -138,7 +138,9 @@ def test_threads_dtypes_and_memory_orders_do_not_matter(
     try:
         torch.set_num_threads(3)
         restore_(tensors, old)
-        enorm = ENorm(plan, optimizer, p=p, c=1.1, cycles=2, last_layer=True, backend=backend)
+        enorm = ENorm(
+            plan, optimizer, p=p, c=1.1, cycles=2, last_layer=True, backend=backend, start="as_is"
+        )
         enorm.step()
     finally:
         torch.set_num_threads(threads)
@@ -162,14 +164,14 @@ def test_without_a_compiler_eager_runs_with_one_warning(monkeypatch: pytest.Monk
     monkeypatch.setenv("CXX", "no-such-compiler")
     case = make("residual", seed=3)
     expected, _ = careful(case, torch.optim.SGD(case.model.parameters(), lr=0.1))
-    enorm = ENorm(case.plan, last_layer=True)
+    enorm = ENorm(case.plan, last_layer=True, start="as_is")
     with pytest.warns(RuntimeWarning, match=r"backend='eager', since 'native' .*no C\+\+ compiler"):
         enorm.step()
     assert enorm.backend == "eager"
     assert largest_error(weights(case.model), expected) < 1e-12
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ENorm(case.plan, backend="native").step()
+        ENorm(case.plan, backend="native", start="as_is").step()
 
 
 def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -204,7 +206,7 @@ def test_memory_with_gaps_is_left_to_eager() -> None:
     roomy[:, ::2] = weight.detach()
     weight.data = roomy[:, ::2]
     expected, _ = careful(case, torch.optim.SGD(case.model.parameters(), lr=0.1))
-    enorm = ENorm(case.plan, last_layer=True, backend="native")
+    enorm = ENorm(case.plan, last_layer=True, backend="native", start="as_is")
     with pytest.warns(RuntimeWarning, match="memory with gaps"):
         enorm.step()
     assert enorm.backend == "eager"
@@ -214,7 +216,7 @@ def test_memory_with_gaps_is_left_to_eager() -> None:
 
 def test_no_cuda_no_graph() -> None:
     case = make("chain-linear", seed=3)
-    enorm = ENorm(case.plan, backend="cudagraph")
+    enorm = ENorm(case.plan, backend="cudagraph", start="as_is")
     with pytest.warns(RuntimeWarning, match="do not all lie on one CUDA device"):
         enorm.step()
     assert enorm.backend == "eager"
@@ -223,7 +225,7 @@ def test_no_cuda_no_graph() -> None:
 def test_the_code_can_be_read_before_the_first_step_and_changes_nothing() -> None:
     case = make("residual", seed=3)
     old = weights(case.model)
-    enorm = ENorm(case.plan, last_layer=True)
+    enorm = ENorm(case.plan, last_layer=True, start="as_is")
     assert "up1_weight" in enorm.code
     assert same_bits(weights(case.model), old)
 
@@ -233,7 +235,7 @@ def test_settings_that_save_digits_do_not_reach_the_step(backend: str) -> None:
     case = make("residual", seed=3)
     case.model.float()
     expected, _ = careful(case, torch.optim.SGD(case.model.parameters(), lr=0.1))
-    enorm = ENorm(case.plan, last_layer=True, backend=backend)
+    enorm = ENorm(case.plan, last_layer=True, backend=backend, start="as_is")
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -309,7 +311,7 @@ def test_a_capture_that_fails_gives_way_to_eager(monkeypatch: pytest.MonkeyPatch
 
 def test_an_asynchronous_check_reports_at_the_next_step() -> None:
     case = make("residual", seed=3)
-    enorm = ENorm(case.plan, last_layer=True, backend="eager", check="async")
+    enorm = ENorm(case.plan, last_layer=True, backend="eager", check="async", start="as_is")
     enorm.step()
     with torch.no_grad():
         case.model.get_parameter("up1.weight")[0, 0] = torch.nan

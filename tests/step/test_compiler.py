@@ -118,7 +118,7 @@ from enorm_fx.enorm import ENorm
 from torch import nn
 torch.set_num_threads(2)
 model = nn.Sequential(*(m for _ in range(3) for m in (nn.Linear(600, 600), nn.ReLU())))
-enorm = ENorm(model, backend="native", last_layer=True)
+enorm = ENorm(model, backend="native", last_layer=True, start="as_is")
 enorm.step()
 child = os.fork()
 if not child:
@@ -138,7 +138,7 @@ def test_threads_take_turns_on_one_step() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     cases = [make("chain-linear", seed=3) for _ in range(2)]
-    steps = [ENorm(case.plan, last_layer=True, backend="native") for case in cases]
+    steps = [ENorm(case.plan, last_layer=True, backend="native", start="as_is") for case in cases]
     steps[0].step()
     with ThreadPoolExecutor(4) as pool:
         assert len([*pool.map(lambda _: steps[0].step(), range(40))]) == 40

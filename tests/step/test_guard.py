@@ -91,7 +91,7 @@ def test_what_changes_hands_is_found_again(
 ) -> None:
     case = make(kind, seed=3)
     optimizer = trained(case)
-    enorm = ENorm(case.plan, optimizer, last_layer=True, backend=backend)
+    enorm = ENorm(case.plan, optimizer, last_layer=True, backend=backend, start="as_is")
     enorm.step()
     # What was there before the change must not be written to ever again.
     stale = {k: (v, v.clone()) for k, v in tensors_of(case.model, optimizer).items()}
@@ -144,7 +144,7 @@ def test_a_model_that_was_changed_must_be_analyzed_again(
     change: Callable[[nn.Module], None], message: str
 ) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
-    enorm = ENorm(model)
+    enorm = ENorm(model, start="as_is")
     enorm.step()
     change(model)
     with torch.no_grad():
@@ -158,7 +158,7 @@ def test_a_model_that_was_changed_must_be_analyzed_again(
 
 def test_a_new_parameter_must_be_analyzed() -> None:
     case = make("residual", seed=3)
-    enorm = ENorm(case.plan)
+    enorm = ENorm(case.plan, start="as_is")
     enorm.step()
     _add_parameter(case.model)
     with pytest.raises(PlanError, match=r"a new parameter 'up1\.gain'"):
@@ -170,7 +170,7 @@ def test_what_was_frozen_from_the_start_may_move_on() -> None:
 
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
     model[0].requires_grad_(False)
-    enorm = ENorm(enorm_fx.analyze(model, frozen="rescale"))
+    enorm = ENorm(enorm_fx.analyze(model, frozen="rescale"), start="as_is")
     model[2].requires_grad_(False)
     old = weights(model)
     enorm.step()
@@ -183,7 +183,7 @@ def test_nothing_is_compiled_again_while_nothing_changes(
 ) -> None:
     case = make("residual", seed=3)
     optimizer = trained(case)
-    enorm = ENorm(case.plan, optimizer, backend=backend)
+    enorm = ENorm(case.plan, optimizer, backend=backend, start="as_is")
     enorm.step()
     monkeypatch.setattr("enorm_fx.step.runner.compile_step", None)
     optimizer.step()

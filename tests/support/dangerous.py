@@ -162,13 +162,20 @@ def attempt(name: str, backend: str, late: bool) -> str:
             enorm_fx.balance(plan)
 
     else:
-        enorm = enorm_fx.ENorm(plan, optimizer, backend=backend, last_layer=True) if late else None
+        enorm = (
+            enorm_fx.ENorm(plan, optimizer, backend=backend, last_layer=True, start="as_is")
+            if late
+            else None
+        )
         if enorm is not None:
             enorm.step()
             before = {n: p.detach().clone() for n, p in model.named_parameters()}
 
         def step() -> None:
-            (enorm or enorm_fx.ENorm(plan, optimizer, backend=backend, last_layer=True)).step()
+            (
+                enorm
+                or enorm_fx.ENorm(plan, optimizer, backend=backend, last_layer=True, start="as_is")
+            ).step()
 
     try:
         CASES[name](model, optimizer, step)
