@@ -206,6 +206,11 @@ class CarefulStep:
                 )
             sizes.append(largest.to(self.device, torch.float64))
         values = self._block_values(elsewhere)
+        if self.sharded:
+            # What every process has must be the same in all: they would go different ways, and wait
+            # for each other for ever.
+            everywhere = [v.double() for v in values if isinstance(v, Tensor)]
+            agreed(lambda: None, everywhere, self.device)
         return Descent(self._layout, values, self._p, self._c, self.zeros()), self._whole(sizes)
 
     def _block_values(
