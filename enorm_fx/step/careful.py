@@ -275,7 +275,7 @@ class CarefulStep:
             raise PlanError(
                 "exact=True keeps every number in its normal range, which is not known here of "
                 "weights that lie in parts on several processes; nothing was written. Balance "
-                "before sharding"
+                "before sharding, and make ENorm with start='as_is'"
             )
         return hold_in_range_(u, zip(self._held, self._parameters, strict=True))
 

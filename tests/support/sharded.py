@@ -105,7 +105,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "colored": {"order": "colored", "cycles": 2, "last_layer": True},
     "simultaneous, p = 1": {"order": "simultaneous", "p": 1.0, "c": 1.2},
     "p = inf": {"p": float("inf"), "last_layer": True},
-    "exact": {"exact": True},
+    "exact": {"exact": True, "start": "as_is"},  # in parts nothing is rounded to the optimum
 }
 
 
