@@ -246,7 +246,7 @@ def agreed(attempt: Callable[[], Made], found: Iterable[Tensor], device: torch.d
         raise PlanError("another process cannot make this step, and says why; nothing was written")
     if most != ~complement:
         raise PlanError(
-            "the processes have found different numbers, so their weights were not the same before: "
+            "the processes have found different numbers, so the weights were not the same before; "
             "nothing was written. Start all of them from the same weights and the same plan, and "
             "let no process alone change a replicated parameter"
         )
