@@ -16,7 +16,7 @@ from enorm_fx.tracing.trace import PARAMETER, Node, Spec, Trace
 # Calls whose result may lack entries that they are given; those with several results may, too.
 MAY_DROP = (
     "getitem", "index", "select", "select_copy", "slice", "narrow", "index_select", "gather",
-    "diagonal",
+    "diagonal", "as_strided",
 )  # fmt: skip
 
 

@@ -14,8 +14,8 @@ from enorm_fx.nested import instances, replaced
 from enorm_fx.rules.moves import parts_read
 from enorm_fx.rules.registry import Context, Entry, Origin, Rule, as_entry, bind, find
 from enorm_fx.symmetry.labels import Label, LabelTerm, System
-from enorm_fx.tracing.op_traits import CHANGES_THE_VIEW
-from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace
+from enorm_fx.tracing.op_traits import CHANGES_THE_VIEW, READS_MEMORY
+from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace, memories
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -156,7 +156,12 @@ def _input(context: Context, node: Node, free: bool) -> Label:
 def _unknown(context: Context, node: Node, values: list[Any], reason: str) -> Any:
     """Never guess: all that an unknown op touches keeps its values."""
     text = reason.format(node.op)
-    for source in node.inputs():
+    sources = list(node.inputs())
+    if node.op in READS_MEMORY:  # also beside the entries of the tensor that it is given
+        memory = {m for source in sources for m in memories(source.out)}
+        nodes = context.trace.nodes[: node.index]
+        sources += [n for n in nodes if not memory.isdisjoint(memories(n.out))]
+    for source in sources:
         for label in instances(Label, values[source.index]):
             context.pin(context.known(label), text)
     return replaced(Spec, node.out, lambda spec: context.pinned(spec.shape, text))

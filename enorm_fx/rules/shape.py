@@ -319,6 +319,41 @@ def rearrange(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
     return moved(ctx, input, lambda ids: function(ids, *args, **kwargs))
 
 
+@rule("as_strided", flow=Flow.MOVES)
+def as_strided(
+    ctx: Context, input: Label, size: Any, stride: Any, storage_offset: int | None = None
+) -> Any:
+    """Entries by their places in memory, all of which have to be the tensor's own."""
+    node = ctx.node
+    spec = node.args[0].out if node is not None and node.args else None
+    if not isinstance(spec, Spec) or not spec.memory or (node is not None and node.inplace):
+        return NotImplemented
+    if not all(isinstance(n, int) for n in (*stride, storage_offset or 0)):
+        return NotImplemented
+    if max(torch.Size(x).numel() for x in (input.shape, ctx.shape)) > MAX_IDS:
+        return NotImplemented
+    plain = tuple(torch.Size(spec.shape[a + 1 :]).numel() for a in range(len(spec.shape)))
+    strides, start = spec.layout or (plain, 0)
+    own = _places(spec.shape, strides, start)
+    wanted = _places(ctx.shape, stride, start if storage_offset is None else storage_offset)
+    if not own.numel() or not wanted.numel():
+        return NotImplemented
+    entry = torch.full((int(max(own.max(), wanted.max())) + 1,), -1)
+    entry[own] = torch.arange(own.numel())
+    if not torch.equal(entry[own], torch.arange(own.numel())) or bool((entry[wanted] < 0).any()):
+        return NotImplemented  # entries that share a place, or places beside the tensor's own
+    index = entry[wanted].reshape(ctx.shape)
+    return moved(ctx, input, lambda ids: ids.reshape(-1)[index])
+
+
+def _places(size: Sequence[int], stride: Sequence[int], start: int) -> Tensor:
+    """The place in memory of each entry of a tensor, in order."""
+    places = torch.tensor([start])
+    for n, step in zip(size, stride, strict=True):
+        places = (places[:, None] + step * torch.arange(n)).reshape(-1)
+    return places
+
+
 @rule("unfold", flow=Flow.MOVES)
 def unfold(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
     """Windows of an image as columns: (N, C, H, W) to (N, C * kernel, positions)."""

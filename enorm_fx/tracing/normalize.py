@@ -124,7 +124,10 @@ def spec(value: Any) -> Any:
         with torch._C.DisableTorchFunction():  # no call of the model's
             has_storage = value.layout is torch.strided and not is_transformed(value)
             memory = value.untyped_storage()._cdata if has_storage else 0
-        return Spec(tuple(int(n) for n in value.shape), value.dtype, memory)
+            layout = None
+            if has_storage and not (value.is_contiguous() and value.storage_offset() == 0):
+                layout = (tuple(value.stride()), int(value.storage_offset()))
+        return Spec(tuple(int(n) for n in value.shape), value.dtype, memory, layout)
     if isinstance(value, (tuple, list)):
         return tuple(spec(item) for item in value)
     return None

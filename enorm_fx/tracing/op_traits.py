@@ -34,6 +34,9 @@ READS_A_BOOL = frozenset({"item", "bool", "is_nonzero"})
 # Calls that read no value of the tensors that they are given.
 READS_SHAPES_ALONE = frozenset({"zeros_like", "ones_like", "new_zeros", "new_ones"})
 
+# Calls that may read memory beside the entries of the tensor that they are given.
+READS_MEMORY = frozenset({"as_strided"})
+
 # Results that hold no values yet, and random numbers that ATen does not know to be random.
 _WITHOUT_VALUES = frozenset(
     {

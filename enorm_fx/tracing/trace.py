@@ -27,11 +27,13 @@ class Spec:
     """Shape and dtype of one tensor; tracing keeps no data.
 
     memory: tensors with the same number (0: unknown) are views of the same memory.
+    layout: strides and offset in that memory, in entries; None: contiguous, from its start.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     memory: int = field(default=0, compare=False)
+    layout: tuple[tuple[int, ...], int] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -152,6 +152,10 @@ def _choice_by_the_first(ctx: Context, condition: Label, input: Label, other: An
     return add(ctx.shape, input)
 
 
+def _as_a_reshape(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Label:
+    return shape.reshape(ctx, input)
+
+
 def _by_the_first_matrix(ctx: Context, input: Label, mat2: Label, offs: Label) -> Label:
     first = mat2.map(mat2.shape[1:], lambda ids: ids[0])
     label: Label = product.matmul(ctx, input, first)
@@ -193,6 +197,7 @@ MUTANTS: list[tuple[str, Callable[..., Any], str]] = [
     ("linear", _linear_with_the_axes_swapped, "one layer twice"),
     ("matmul", _rows_of_the_first, "matmul (2, 3) (3,)"),
     ("grouped_mm", _by_the_first_matrix, "grouped_mm"),
+    ("as_strided", _as_a_reshape, "torch.as_strided((3, 2), (1, 3))"),
     ("mean", _first_entry, "torch.mean()"),
     ("amax", _first_entry, "torch.amax()"),
     ("permute", _same_axes, "permute of a square"),

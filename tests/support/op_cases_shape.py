@@ -232,6 +232,7 @@ def rearrangements() -> Iterator[OpCase]:
     yield OpCase("F.unfold", lambda a: F.unfold(a, 2), (x(1, 2, 3, 3),), position, 2)
     yield OpCase("nn.Unfold", nn.Unfold(2, stride=2, padding=1), (x(2, 2, 2, 2),), position, 4)
     yield OpCase("x.unfold", lambda a: a.unfold(1, 2, 1), (x(2, 3),), "no rule")
+    yield from strides()
     yield OpCase("F.fold", lambda a: F.fold(a, (3, 3), 2), (x(1, 4, 4),), "no rule")
     for name in ("tril", "triu"):
         for args in ((), (1,), (-1,)):
@@ -242,6 +243,21 @@ def rearrangements() -> Iterator[OpCase]:
     yield OpCase("x.zero_", lambda a: (a * 1).zero_(), (a,))
     yield OpCase("zeroed in part", _zeroed, (a,))
     yield OpCase("channel shuffle by views", _shuffle, (image,))
+
+
+def strides() -> Iterator[OpCase]:
+    a, pair = x(2, 3), x(4, 2)
+    yield from spell("as_strided", (3, 2), (2, 1), inputs=(a,), in_place="a view is made anew")
+    yield from spell("as_strided", (3, 2), (1, 3), inputs=(a,), in_place="a view is made anew")
+    yield OpCase("overlapping windows", lambda a: a.as_strided((3, 2, 2), (2, 2, 1)), (pair,))
+    yield OpCase("as_strided of a part", lambda a: a[1:].as_strided((2, 2), (2, 1)), (pair,))
+    yield OpCase("as_strided of a transpose", lambda a: a.t().as_strided((4,), (2,)), (pair,))
+    yield OpCase("aten.as_strided", lambda a: aten.as_strided.default(a, [2], [3], 1), (a,))
+    yield OpCase("as_strided back", lambda a: a[1:].as_strided((2,), (1,), 0), (pair,), "beside", 0)
+    yield OpCase(
+        "as_strided of an expanded tensor", lambda a: a.expand(2, 2).as_strided((2,), (1,)),
+        (x(2),), "entries share a place", 0,
+    )  # fmt: skip
 
 
 def _shuffle(a: Tensor) -> Tensor:
