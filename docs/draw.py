@@ -15,9 +15,9 @@ LINE, TEXT, QUIET = "#4d5560", "#1c2128", "#57606a"
 COLOURS = {
     **dict.fromkeys(("tracing", "symmetry", "rules", "plan"), ANALYSIS),
     **dict.fromkeys(("report", "step", "checkpoints", "calibration", "optim"), USE),
-    **dict.fromkeys(("model_plan", "analysis", "balancing", "canonical", "counting"), VERBS),
+    **dict.fromkeys(("model_plan", "analysis", "balancing", "canonical", "comparing"), VERBS),
     **dict.fromkeys(("enorm", "fingerprinting", "folding", "imbalances", "smoothing"), VERBS),
-    **dict.fromkeys(("verifying", "__init__"), VERBS),
+    **dict.fromkeys(("agreement", "counting", "verifying", "__init__"), VERBS),
     **dict.fromkeys(("integrations", "demo", "cli", "__main__"), SHELL),
 }
 

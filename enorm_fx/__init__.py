@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from enorm_fx.analysis import analyze
     from enorm_fx.balancing import Report, balance
     from enorm_fx.canonical import canonicalize_
+    from enorm_fx.comparing import Comparison, compare
     from enorm_fx.counting import count_symmetries
     from enorm_fx.enorm import ENorm
     from enorm_fx.fingerprinting import Fingerprint, fingerprint
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 # Loaded when first used: torch takes longer to import than `enorm-fx --help` may take. No module
 # has the name of a function, or the first import of the module would hide the function.
 _HOME = {
+    "Comparison": "comparing",
     "ENorm": "enorm",
     "Fingerprint": "fingerprinting",
     "Folding": "folding.batchnorm",
@@ -36,6 +38,7 @@ _HOME = {
     "analyze": "analysis",
     "balance": "balancing",
     "canonicalize_": "canonical",
+    "compare": "comparing",
     "count_symmetries": "counting",
     "fingerprint": "fingerprinting",
     "fold_batchnorm_": "folding.batchnorm",
@@ -46,6 +49,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Comparison",
     "ENorm",
     "EnormError",
     "Fingerprint",
@@ -59,6 +63,7 @@ __all__ = [
     "analyze",
     "balance",
     "canonicalize_",
+    "compare",
     "count_symmetries",
     "fingerprint",
     "fold_batchnorm_",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from enorm_fx.analysis import as_plan
 from enorm_fx.balancing import Report
 from enorm_fx.model_plan import Plan
 from enorm_fx.plan.data import PlanData
+from enorm_fx.plan.records import ScaledParameter
 from enorm_fx.step.apply import rescale_
 from enorm_fx.step.attained import attained, moved_by
 from enorm_fx.step.careful import CarefulStep
@@ -21,6 +25,7 @@ from enorm_fx.step.measure import objective
 from enorm_fx.step.precision import full_precision
 
 _TOLERANCE = 1e-10  # cycles go on to 1e-13 by themselves, where rounding admits it
+_CHUNK = 1 << 21  # entries that are read at a time
 
 
 def canonicalize_(
@@ -78,3 +83,26 @@ def canonical_scales(plan: PlanData) -> tuple[Tensor, int, float]:
             even_out_(descent, ~settled.to(u.device))
             u = descent.u
     return u[:-1], cycles, gap
+
+
+def canonical_parts(
+    weight: Tensor, scaled: ScaledParameter, u: Tensor, multiple: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Slices of a parameter along its first axis, float64 on the CPU, each with its factors.
+
+    u: log scales, float64 (num_scales + 1,), the last one 0. All slices but the last hold a
+    multiple of `multiple` entries.
+    """
+    shape = tuple(weight.shape) or (1,)
+    line = math.prod(shape[1:])
+    step = multiple // math.gcd(line, multiple)
+    rows = max(1, _CHUNK // max(1, line * step)) * step
+    for first in range(0, shape[0], rows):
+        part = weight.reshape(shape)[first : first + rows].cpu().double()
+        factors = torch.ones((), dtype=torch.float64)
+        for term in scaled.terms:
+            index = term.index.cpu().reshape(term.index.shape or (1,))
+            if len(index) > 1:
+                index = index[first : first + rows]
+            factors = factors * (term.coefficient * u[index]).exp()
+        yield part, factors

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from enorm_fx.analysis import analyze_traced
-from enorm_fx.canonical import canonical_scales
+from enorm_fx.canonical import canonical_parts, canonical_scales
 from enorm_fx.errors import ArgumentError, NonFiniteError
 from enorm_fx.model_plan import Plan
 from enorm_fx.plan.records import ScaledParameter
@@ -23,7 +23,6 @@ from enorm_fx.tracing.digest import Digest
 _SUMS = 128  # kept of each parameter
 _LIMIT = 8.0  # of `Fingerprint.distance`, up to which two networks are one
 _LEAST_UNIT = 2.0**-42  # relative: the canonical form is not known better
-_CHUNK = 1 << 21  # entries that are read at a time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,7 +130,7 @@ def fingerprint(model: nn.Module, example_inputs: Any = None) -> Fingerprint:
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    with _evaluating(model):
+    with evaluating(model):
         plan, traced = analyze_traced(model, example_inputs, batchnorm="affine", frozen="rescale")
     moved = {scaled.name: scaled for scaled in plan.parameters if scaled.terms}
     digest = Digest()
@@ -151,7 +150,7 @@ def fingerprint(model: nn.Module, example_inputs: Any = None) -> Fingerprint:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Every module in evaluation mode; afterwards each as it was."""
     before = [(module, module.training) for module in model.modules()]
     try:
@@ -170,7 +169,7 @@ def _sketch(plan: Plan, scaled: ScaledParameter, u: Tensor) -> tuple[Tensor, Ten
     unit, smallest = max(limits.eps, _LEAST_UNIT), limits.smallest_normal * limits.eps
     sums = torch.zeros(_SUMS, dtype=torch.float64)
     variances, square, lines = torch.zeros_like(sums), 0.0, 0
-    for part, factors in _parts(weight, scaled, u):
+    for part, factors in canonical_parts(weight, scaled, u, _SUMS):
         values = torch.zeros(-(-part.numel() // _SUMS) * _SUMS, dtype=torch.float64)
         torch.mul(part, factors, out=values[: part.numel()].view(part.shape))
         rounding = values.square()
@@ -185,26 +184,6 @@ def _sketch(plan: Plan, scaled: ScaledParameter, u: Tensor) -> tuple[Tensor, Ten
         raise NonFiniteError(f"'{scaled.name}' has entries that are not finite")
     own = _numbers(torch.arange(-_SUMS, 0))
     return own * sums, own.abs() * variances.sqrt(), square
-
-
-def _parts(weight: Tensor, scaled: ScaledParameter, u: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Slices of a parameter along its first axis, float64 on the CPU, each with its factors.
-
-    All but the last hold a multiple of 128 entries. u: (num_scales + 1,), the last one 0.
-    """
-    shape = tuple(weight.shape) or (1,)
-    line = math.prod(shape[1:])
-    step = _SUMS // math.gcd(line, _SUMS)
-    rows = max(1, _CHUNK // max(1, line * step)) * step
-    for first in range(0, shape[0], rows):
-        part = weight.reshape(shape)[first : first + rows].cpu().double()
-        factors = torch.ones((), dtype=torch.float64)
-        for term in scaled.terms:
-            index = term.index.cpu().reshape(term.index.shape or (1,))
-            if len(index) > 1:
-                index = index[first : first + rows]
-            factors = factors * (term.coefficient * u[index]).exp()
-        yield part, factors
 
 
 def _numbers(numbers: Tensor) -> Tensor:

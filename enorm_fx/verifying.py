@@ -75,14 +75,19 @@ def verify(plan: Plan, example_inputs: Any = None, *, trials: int = 3) -> Verifi
 
 
 def double_copy(model: nn.Module) -> nn.Module:
-    """A copy in float64 and in the same mode, which shares nothing with the model.
+    """A copy in float64 and in the same mode, which shares nothing with the model."""
+    return independent_copy(model).double()
+
+
+def independent_copy(model: nn.Module) -> nn.Module:
+    """A copy in the same mode, which shares nothing with the model.
 
     What a layer computed from its parameters and keeps beside them (the weight of
     `torch.nn.utils.weight_norm`) is copied as a number: the layer computes it anew in every call.
     """
     kept = (t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor))
     copied: dict[int, Any] = {id(t): t.detach().clone() for t in kept if not t.is_leaf}
-    return copy.deepcopy(model, copied).double()
+    return copy.deepcopy(model, copied)
 
 
 def _fill_zeros(model: nn.Module, generator: torch.Generator) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from enorm_fx import Fingerprint, analyze, balance, fingerprint, fingerprinting
+from enorm_fx import Fingerprint, analyze, balance, canonical, fingerprint
 from enorm_fx.errors import ArgumentError, NonFiniteError, TraceError
 from tests.support.zoo_networks import NETWORKS, built
 from tests.support.zoo_small import ZOO
@@ -249,7 +249,7 @@ def test_nothing_is_disturbed() -> None:
 def test_slices_make_no_difference(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     model = small_net()
     whole = mark(model)
-    monkeypatch.setattr(fingerprinting, "_CHUNK", chunk)
+    monkeypatch.setattr(canonical, "_CHUNK", chunk)
     sliced = mark(model)
     assert float((sliced.sums - whole.sums).abs().max()) < 1e-14 * float(whole.sums.abs().max())
     assert torch.allclose(sliced.units, whole.units, rtol=1e-12)

@@ -16,10 +16,18 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from enorm_fx._version import __version__
-from enorm_fx.cli import analyze, balance, demo, ops, smooth
+from enorm_fx.cli import analyze, balance, compare, demo, ops, smooth, verify
 from enorm_fx.errors import ArgumentError, EnormError
 
-COMMANDS = (analyze.COMMAND, balance.COMMAND, smooth.COMMAND, ops.COMMAND, demo.COMMAND)
+COMMANDS = (
+    analyze.COMMAND,
+    balance.COMMAND,
+    smooth.COMMAND,
+    verify.COMMAND,
+    compare.COMMAND,
+    ops.COMMAND,
+    demo.COMMAND,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model_plan",),
     ("analysis",),
     ("balancing", "counting", "enorm", "smoothing", "verifying"),
-    ("canonical", "fingerprinting", "folding", "imbalances"),
+    ("agreement", "canonical", "comparing", "fingerprinting", "folding", "imbalances"),
     ("__init__",),  # the names that users import
     ("integrations",),
     ("demo",),
