@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from enorm_fx.folding.relu6 import replace_relu6_
     from enorm_fx.imbalances import Imbalance, imbalance
     from enorm_fx.model_plan import Plan
+    from enorm_fx.optim import register_optimizer_state
     from enorm_fx.smoothing import Smoothing, smooth
     from enorm_fx.verifying import Verification, verify
 
@@ -43,6 +44,7 @@ _HOME = {
     "fingerprint": "fingerprinting",
     "fold_batchnorm_": "folding.batchnorm",
     "imbalance": "imbalances",
+    "register_optimizer_state": "optim",
     "replace_relu6_": "folding.relu6",
     "smooth": "smoothing",
     "verify": "verifying",
@@ -68,6 +70,7 @@ __all__ = [
     "fingerprint",
     "fold_batchnorm_",
     "imbalance",
+    "register_optimizer_state",
     "replace_relu6_",
     "smooth",
     "verify",

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from enorm_fx.errors import OptimizerStateError
+from enorm_fx.errors import ArgumentError, OptimizerStateError
 
 # By the name of the class in torch.optim; a class that this torch does not have is passed over.
 EXPONENTS: Mapping[str, Mapping[str, int]] = {
@@ -44,6 +45,7 @@ EXPONENTS: Mapping[str, Mapping[str, int]] = {
     # row_var and col_var mix rows and columns of different factors: left out, hence refused.
     "Adafactor": {"variance": -2},
 }
+_registered: WeakKeyDictionary[type[Optimizer], dict[str, int]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +55,38 @@ class Buffer:
     name: str
     tensor: Tensor
     exponent: int
+
+
+def register_optimizer_state(cls: type[Optimizer], buffers: Mapping[str, int]) -> None:
+    """Say which power of the weight's factor each buffer of an optimizer class takes.
+
+    cls: the class, of another package or your own; its subclasses have these buffers too.
+    buffers: {"exp_avg": -1}: -1 linear in gradients, -2 quadratic, 1 as the weight, 0 stays.
+    Call it before `ENorm` is made. The same again changes nothing.
+
+    Raises ArgumentError, with nothing registered, for what is no class of optimizer, a class of
+    torch.optim, names or powers that are none, and a class that is registered otherwise.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Optimizer)):
+        raise ArgumentError(f"cls must be a subclass of torch.optim.Optimizer, not {cls!r}")
+    if cls is Optimizer or getattr(torch.optim, cls.__name__, None) is cls:
+        raise ArgumentError(
+            f"torch.optim.{cls.__name__} cannot be registered; derive a class, or pass "
+            "buffers= to ENorm"
+        )
+    if not isinstance(buffers, Mapping) or not buffers:
+        raise ArgumentError(f"buffers must be a dict such as {{'exp_avg': -1}}, not {buffers!r}")
+    for name, power in buffers.items():
+        if not isinstance(name, str) or not name:
+            raise ArgumentError(f"a buffer's name must be a string, not {name!r}")
+        if not isinstance(power, int) or isinstance(power, bool):
+            raise ArgumentError(f"the power of buffer {name!r} must be an integer, not {power!r}")
+    before = _registered.get(cls)
+    if before is not None and before != dict(buffers):
+        raise ArgumentError(
+            f"{cls.__name__} is registered with {before}; pass buffers= to ENorm for another power"
+        )
+    _registered[cls] = dict(buffers)
 
 
 def exponents(optimizer: Optimizer, buffers: Mapping[str, int] | None = None) -> dict[str, int]:
@@ -65,6 +99,7 @@ def exponents(optimizer: Optimizer, buffers: Mapping[str, int] | None = None) ->
     for cls in reversed(type(optimizer).__mro__):
         if getattr(torch.optim, cls.__name__, None) is cls:
             known.update(EXPONENTS.get(cls.__name__, {}))
+        known.update(_registered.get(cls, {}))
     known.update(buffers or {})
     return known
 

@@ -13,8 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from enorm_fx.errors import OptimizerStateError
-from enorm_fx.step.optimizer_state import EXPONENTS, exponents, state_buffers
+from enorm_fx.errors import ArgumentError, OptimizerStateError
+from enorm_fx.step.optimizer_state import (
+    EXPONENTS,
+    exponents,
+    register_optimizer_state,
+    state_buffers,
+)
 
 FACTORS = torch.tensor([[0.25, 0.5, 2.0, 8.0], [4.0, 1.0, 0.125, 16.0]], dtype=torch.float64)
 
@@ -216,3 +221,46 @@ def test_lbfgs_is_refused_once_it_has_state() -> None:
     optimizer.state[weight]["d"] = torch.zeros(8)
     with pytest.raises(OptimizerStateError, match="LBFGS keeps directions"):
         state_buffers(optimizer, nn.Parameter(torch.ones(1)), "w", exponents(optimizer))
+
+
+def _fresh_class() -> type[torch.optim.Optimizer]:
+    return type("Own", (_WithExtra,), {})
+
+
+def test_a_registered_buffer_is_known_for_the_class_and_its_subclasses_alone() -> None:
+    cls = _fresh_class()
+    register_optimizer_state(cls, {"my_average": -3})
+    register_optimizer_state(cls, {"my_average": -3})
+    weights = [nn.Parameter(torch.ones(2, 4))]
+    below = type("Below", (cls,), {})
+    for each in (cls, below):
+        assert exponents(each(weights, lr=0.1)) == {"momentum_buffer": -1, "my_average": -3}
+    assert "my_average" not in exponents(_WithExtra(weights, lr=0.1))
+    assert exponents(cls(weights, lr=0.1), {"my_average": 1})["my_average"] == 1
+
+
+@pytest.mark.parametrize(
+    ("cls", "buffers", "message"),
+    [
+        (nn.Linear, {"m": -1}, "subclass of torch.optim.Optimizer"),
+        (3, {"m": -1}, "subclass of torch.optim.Optimizer"),
+        (torch.optim.Adam, {"m": -1}, "derive a class"),
+        (torch.optim.Optimizer, {"m": -1}, "derive a class"),
+        (_OwnSGD, {}, "must be a dict"),
+        (_OwnSGD, {"m": -1, "": 1}, "name must be a string"),
+        (_OwnSGD, {"m": -1, "n": 0.5}, "power of buffer 'n'"),
+        (_OwnSGD, {"m": True}, "power of buffer 'm'"),
+    ],
+)
+def test_what_cannot_be_registered_is_an_error(cls: Any, buffers: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        register_optimizer_state(cls, buffers)
+    assert "m" not in exponents(_OwnSGD([nn.Parameter(torch.ones(1))], lr=0.1))
+
+
+def test_another_power_for_a_registered_class_is_an_error_and_changes_nothing() -> None:
+    cls = _fresh_class()
+    register_optimizer_state(cls, {"my_average": -1})
+    with pytest.raises(ArgumentError, match="Own is registered with"):
+        register_optimizer_state(cls, {"my_average": -2})
+    assert exponents(cls([nn.Parameter(torch.ones(1))], lr=0.1))["my_average"] == -1
