@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +10,10 @@ from torch import Tensor
 from enorm_fx.rules.elementwise import bounded
 from enorm_fx.rules.join import extremum
 from enorm_fx.rules.registry import Context, rule
-from enorm_fx.symmetry.labels import Label, LabelTerm
+from enorm_fx.symmetry.labels import Label, LabelTerm, combine
+
+# The factors of a product have labels of their own only up to this number.
+_MOST_FACTORS = 64
 
 
 def axes_of(x: Label, dim: Any) -> list[int]:
@@ -22,8 +26,12 @@ def axes_of(x: Label, dim: Any) -> list[int]:
 
 def reduced(ctx: Context, x: Label, axes: list[int]) -> Label:
     """Reduce axes along which the entries must scale alike; the result's shape says keepdim."""
-    label = ctx.system.uniform(x, axes)
-    shape = ctx.shape
+    return _without_axes(ctx, ctx.system.uniform(x, axes), axes)
+
+
+def _without_axes(ctx: Context, label: Label, axes: list[int]) -> Label:
+    """Axes of one id go away, or stay where the result's shape keeps them."""
+    x, shape = label, ctx.shape
     if len(shape) == len(x.shape):
         return Label(shape, label.terms)
 
@@ -37,6 +45,34 @@ def reduced(ctx: Context, x: Label, axes: list[int]) -> Label:
 def reduce(ctx: Context, input: Label, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
     """The reduced entries must scale alike, and the result scales like them."""
     return reduced(ctx, input, axes_of(input, dim))
+
+
+@rule("prod")
+def product(
+    ctx: Context, input: Label, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Any:
+    """y = prod_k x[k] along an axis, or of all entries.
+
+    Symmetry: y takes the sum of the labels along the axis. Of more than _MOST_FACTORS factors it
+    is required that they scale alike. A product of no factors is 1 and pinned.
+    """
+    if dtype is not None and not dtype.is_floating_point:
+        return NotImplemented  # rounds before it multiplies
+    axes = axes_of(input, dim)
+    count = math.prod(input.shape[a] for a in axes)
+    if count == 0:
+        return ctx.pinned(ctx.shape, "a product of no factors is 1")
+    if count > _MOST_FACTORS:
+        ctx.because(f"a product of more than {_MOST_FACTORS} factors, which must scale alike")
+        input = ctx.system.uniform(input, axes)
+    terms: list[LabelTerm] = []
+    for term in input.terms:
+        parts = [term.ids]
+        for a in axes:
+            parts = [part for ids in parts for part in ids.split(1, a)]
+        repeats = count // len(parts)
+        terms += [LabelTerm(term.coefficient * repeats, ids) for ids in parts]
+    return _without_axes(ctx, Label(input.shape, combine(terms), input.wild), axes)
 
 
 @rule("norm", "vector_norm")

@@ -200,6 +200,7 @@ MUTANTS: list[tuple[str, Callable[..., Any], str]] = [
     ("as_strided", _as_a_reshape, "torch.as_strided((3, 2), (1, 3))"),
     ("mean", _first_entry, "torch.mean()"),
     ("amax", _first_entry, "torch.amax()"),
+    ("prod", _first_entry, "torch.prod(dim=0)"),
     ("permute", _same_axes, "permute of a square"),
     ("getitem", _next_one, "x[0]"),
     ("chunk", _slices_reversed, "torch.chunk(2, 0)"),

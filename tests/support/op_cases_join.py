@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.support.op_cases import IN_PLACE, OpCase, spell, x
+from tests.support.op_cases import IN_PLACE, OpCase, pos, spell, x
 
 aten = torch.ops.aten
 # Shapes that broadcast against each other in every way.
@@ -170,6 +170,14 @@ def reductions() -> Iterator[OpCase]:
         yield OpCase(
             f"{name}(dim=[-1])", lambda a, f=function: f(a, dim=[-1], keepdim=True), (x(2, 2),)
         )
+    for options in ({}, {"dim": 0}, {"dim": -1}, {"dim": 1, "keepdim": True}):
+        yield from spell("prod", inputs=(x(2, 3, 2),), **options)
+    yield OpCase("prod of one number", torch.prod, (x(),))
+    yield OpCase("prod of a broadcast product", lambda a, b: (a * b).prod(1), (x(2, 3), x(3)))
+    yield OpCase("prod of what does not vary", lambda a: a.expand(2, 3).prod(1), (x(2, 1),))
+    yield OpCase("prod of no factors", lambda a: a[:, :0].prod(1) * a[:, 0], (x(2, 3),))
+    yield OpCase("prod of 65 factors", lambda a: a.prod(), (pos(65),),
+                 "beyond 64 factors all must scale alike", 1)  # fmt: skip
     yield OpCase("x.mean(axis)", lambda a: a.mean(axis=1), (x(2, 3),))
     yield OpCase("x.sum(0, 2)", lambda a: a.sum((0, 2)), (x(2, 3, 2),))
     yield OpCase("aten.mean.dim", lambda a: aten.mean.dim(a, [-1, -2], True), (x(1, 2, 2),))
