@@ -123,8 +123,13 @@ def weight_norms() -> Iterator[OpCase]:
         "weight_norm to the power of two", lambda v, g: torch._weight_norm(v, g * g), _GIVEN
     )
     yield OpCase("norm_except_dim of all", lambda v: torch.norm_except_dim(v, 2, -1), (x(3, 2),))
+    # Along an inner axis only: along the first or last, torch reads past the end of such a g.
     yield OpCase(
-        "weight_norm, one g for all slices", torch._weight_norm, (x(3, 2), x(1, 1)), "rarely met", 0
+        "weight_norm, one g for all slices",
+        lambda v, g: torch._weight_norm(v, g, 1),
+        (x(3, 2, 2), x(1, 1, 1)),
+        "rarely met",
+        0,
     )
     yield OpCase(
         "norm_except_dim(0)", lambda v: torch.norm_except_dim(v, 0, 0), (x(3, 2),), "counts"
