@@ -26,6 +26,7 @@ from enorm_fx.step.checks import (
     check_optimizer,
     check_settings,
 )
+from enorm_fx.step.layout import Turns, alternating_turns
 from enorm_fx.step.optimum import to_optimum_
 from enorm_fx.step.runner import ConvergingRunner, StepRunner
 
@@ -57,6 +58,8 @@ class ENorm:
     order:         "sequential": groups one after the other, each sees those before it.
                    "colored": groups that share no weight in one go; fewer and larger operations.
                    "simultaneous": all factors from the norms at the start of the cycle.
+                   "alternating": a call moves the groups of one colour only, colours take turns by
+                   the count of calls; `cycles` is then the turns that one call makes.
     last_layer:    False leaves out every group that moves a last weight, as the authors' code does.
     exact:         round factors to powers of two: outputs stay the same to the last bit, while
                    weights and activations stay normal numbers of their dtype.
@@ -127,7 +130,7 @@ class ENorm:
         self._started = start == "as_is" or not self.plan.exact
         self._start_hook: RemovableHandle | None = None
         self._handle: RemovableHandle | None = None
-        self._step = self._make_step()
+        self._steps = self._make_steps()
         self._await_start()
 
     def _check_backend(self, converge: bool) -> None:
@@ -137,29 +140,54 @@ class ENorm:
                 "backend at 'auto'"
             )
 
-    def _make_step(self) -> StepRunner | ConvergingRunner:
+    def _make_steps(self) -> tuple[StepRunner | ConvergingRunner, ...]:
+        """What calls run, one after the other and then again from the first."""
         settings = self._settings
         if settings["converge"]:
-            return ConvergingRunner(
-                self._make_careful("sequential", wide=True),
-                self.optimizer,
-                self._buffers,
-                exact=settings["exact"],
+            return (
+                ConvergingRunner(
+                    self._make_careful("sequential", wide=True),
+                    self.optimizer,
+                    self._buffers,
+                    exact=settings["exact"],
+                ),
             )
+        if settings["order"] != "alternating":
+            return (self._make_runner(settings["order"], settings["cycles"]),)
+        turns = alternating_turns(self.plan, _active(self.plan, settings["last_layer"]))
+        # A call with several turns begins where the one before it has ended.
+        return tuple(
+            self._make_runner(
+                tuple(turns[(start + k) % len(turns)] for k in range(settings["cycles"])), 1
+            )
+            for start in range(len(turns))
+        ) or (self._make_runner((), 1),)
+
+    def _make_runner(self, order: str | Turns, cycles: int) -> StepRunner:
         return StepRunner(
-            self._make_careful(settings["order"], wide=False),
+            self._make_careful(order, wide=False),
             self.optimizer,
             self._buffers,
-            cycles=settings["cycles"],
+            cycles=cycles,
             backend=self._wanted,
             deferred=self._deferred,
         )
 
-    def _make_careful(self, order: str, wide: bool) -> CarefulStep:
-        settings = self._settings
+    @property
+    def _step(self) -> StepRunner | ConvergingRunner:
+        """What the next call that acts runs."""
+        every, cycles = self._settings["every"], self._settings["cycles"]
+        turn: int = self._calls // every * cycles % len(self._steps)
+        return self._steps[turn]
+
+    def _make_careful(self, order: str | Turns, wide: bool) -> CarefulStep:
+        settings, active = self._settings, _active(self.plan, self._settings["last_layer"])
+        if not isinstance(order, str):
+            moved = {group.start for turn in order for group in turn}
+            active = tuple(group for group in active if group.start in moved)
         return CarefulStep(
             self.plan,
-            _active(self.plan, settings["last_layer"]),
+            active,
             p=float(settings["p"]),
             c=settings["c"],
             order=order,
@@ -270,7 +298,7 @@ class ENorm:
         self._check_backend(settings["converge"])
         self._settings, self._calls = settings, state["calls"]
         self._started = state["started"] or not self.plan.exact
-        self._step = self._make_step()
+        self._steps = self._make_steps()
         self._await_start()
 
 

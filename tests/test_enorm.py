@@ -280,7 +280,7 @@ def test_state_goes_round() -> None:
         ("p", math.nan, "p must be"),
         ("cycles", 0, "cycles must be an integer >= 1, not 0"),
         ("every", 1.5, "every must be an integer >= 1, not 1.5"),
-        ("order", "random", r"order must be one of \('sequential', 'colored', 'simultaneous'\)"),
+        ("order", "random", r"order must be one of .*'alternating'\), not 'random'"),
         ("last_layer", 1, "last_layer must be True or False, not 1"),
         ("exact", None, "exact must be True or False"),
         ("start", "late", r"start must be one of \('balanced', 'as_is'\), not 'late'"),

@@ -28,7 +28,7 @@ from enorm_fx.step.factors import (
     multiply_,
     usable,
 )
-from enorm_fx.step.layout import Block, Entry, Layout, make_layout
+from enorm_fx.step.layout import Block, Entry, Layout, Turns, make_layout
 from enorm_fx.step.measure import (
     accumulation_dtype,
     block_values,
@@ -62,6 +62,7 @@ class CarefulStep:
     """Index maps and workspaces for one plan, one choice of groups, one p and c.
 
     active: the groups that may move; None: all scales may, as the caller says (nothing to solve).
+    order: see `make_layout`.
     wide: accumulate in float64.
     room: bytes that cells may take; of weights that would need more they are computed when needed,
           where that is possible. None: all are in memory.
@@ -78,7 +79,7 @@ class CarefulStep:
         *,
         p: float = math.inf,
         c: float = 1.0,
-        order: str = "sequential",
+        order: str | Turns = "sequential",
         exact: bool = False,
         wide: bool = False,
         room: int | None = None,

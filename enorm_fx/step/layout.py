@@ -21,6 +21,9 @@ from enorm_fx.plan.records import Group, ScaledParameter
 from enorm_fx.step.order import batches
 from enorm_fx.symmetry.solution import ScaleTerm
 
+# Groups that take their steps from the same state, by turn.
+Turns = tuple[tuple[Group, ...], ...]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CellTerm:
@@ -117,11 +120,15 @@ class Layout:
 
 
 def make_layout(
-    plan: PlanData, active: Iterable[Group] | None, device: torch.device, order: str = "sequential"
+    plan: PlanData,
+    active: Iterable[Group] | None,
+    device: torch.device,
+    order: str | Turns = "sequential",
 ) -> Layout:
     """Compile a plan for the given groups; scales of other groups count as pinned.
 
     active: None lets all scales move, and leaves blocks and groups empty: nothing to solve for.
+    order: one of ORDERS, or the turns themselves, of active groups; those of a turn share no block.
     Index tensors lie on `device`. Parameters that nothing moves are left out.
     """
     owner = torch.full((plan.num_scales + 1,), -1, dtype=torch.int64)
@@ -141,8 +148,25 @@ def make_layout(
     groups = _groups(active, blocks, owner)
     if order == "simultaneous":
         groups = tuple(replace(group, damping=1) for group in groups)
-    turns = batches(order, [[touch.block for touch in group.touches] for group in groups])
+    if isinstance(order, str):
+        turns = batches(order, _touched(groups))
+    else:
+        place = {group.start: k for k, group in enumerate(groups)}
+        turns = tuple(tuple(place[g.start] for g in turn if g.channels) for turn in order)
     return _on_device(Layout(plan.num_scales, entries, blocks, groups, turns), device)
+
+
+def alternating_turns(plan: PlanData, active: Iterable[Group]) -> Turns:
+    """The groups that have a minimum to go to, by colour: those of a turn share no block."""
+    active = [group for group in active if group.channels]
+    found = make_layout(plan, active, torch.device("cpu")).groups
+    pairs = [(g, f) for g, f in zip(active, found, strict=True) if f.positive and f.negative]
+    turns = batches("alternating", _touched([layout for _, layout in pairs]))
+    return tuple(tuple(pairs[number][0] for number in turn) for turn in turns)
+
+
+def _touched(groups: Iterable[GroupLayout]) -> list[list[int]]:
+    return [[touch.block for touch in group.touches] for group in groups]
 
 
 def _entries(plan: PlanData, owner: Tensor) -> tuple[Entry, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-ORDERS = ("sequential", "colored", "simultaneous")
+ORDERS = ("sequential", "colored", "simultaneous", "alternating")
 
 
 def batches(order: str, touched: Sequence[Iterable[int]]) -> tuple[tuple[int, ...], ...]:
@@ -16,6 +16,7 @@ def batches(order: str, touched: Sequence[Iterable[int]]) -> tuple[tuple[int, ..
     "sequential":   one group at a time.
     "colored":      groups that share no block at once, as if one after the other: greedy colours
                     in the order of the groups, so a chain has two.
+    "alternating":  as colored; a call of the step makes one of these turns, not all.
     "simultaneous": all at once, whatever they share.
     """
     groups = range(len(touched))

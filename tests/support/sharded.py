@@ -104,6 +104,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sequential": {},
     "colored": {"order": "colored", "cycles": 2, "last_layer": True},
     "simultaneous, p = 1": {"order": "simultaneous", "p": 1.0, "c": 1.2},
+    "alternating": {"order": "alternating", "last_layer": True},
     "p = inf": {"p": float("inf"), "last_layer": True},
     "to the optimum": {"converge": True},
     "exact": {"exact": True, "start": "as_is"},  # in parts nothing is rounded to the optimum

@@ -79,13 +79,20 @@ def gradient(plan: Plan, p: float, c: float) -> list[float]:
 
 
 def descend(plan: Plan, p: float, c: float, order: str, cycles: int) -> list[float]:
-    """u after coordinate descent over all groups, by the definition, channel by channel."""
+    """u after coordinate descent over all groups, by the definition, channel by channel.
+
+    In the order "alternating" a cycle moves the groups of one color, colors by turn.
+    """
     entries = counted_entries(plan, c)
     u = [0.0] * plan.num_scales
     together = order == "simultaneous"
-    for _ in range(cycles):
+    colors = _by_color(plan)
+    for cycle in range(cycles):
         start = list(u)
-        for group in _by_color(plan) if order == "colored" else plan.groups:
+        groups = [group for color in colors for group in color]
+        if order == "alternating":
+            groups = colors[cycle % len(colors)]
+        for group in groups if order in ("colored", "alternating") else plan.groups:
             logs = moved(entries, start if together else list(u))
             members = range(group.start, group.start + group.channels)
             meeting = max(sum(v in members for v in row) for row in entries.exponents)
@@ -95,8 +102,8 @@ def descend(plan: Plan, p: float, c: float, order: str, cycles: int) -> list[flo
     return u
 
 
-def _by_color(plan: Plan) -> list[Group]:
-    """Groups that share no counted weight first to last: each takes the least color it can."""
+def _by_color(plan: Plan) -> list[list[Group]]:
+    """Groups that share no counted weight, by color: first to last, each the least it can take."""
     moves = [
         {
             scaled.name
@@ -111,7 +118,10 @@ def _by_color(plan: Plan) -> list[Group]:
     for g, own in enumerate(moves):
         taken = {colors[h] for h in range(g) if moves[h] & own}
         colors.append(min(set(range(g + 1)) - taken))
-    return [plan.groups[g] for g in sorted(range(len(moves)), key=lambda g: (colors[g], g))]
+    return [
+        [group for group, own in zip(plan.groups, colors, strict=True) if own == color]
+        for color in range(max(colors, default=-1) + 1)
+    ]
 
 
 def _best_step(entries: Entries, logs: list[float], v: int, p: float) -> float:
