@@ -26,6 +26,7 @@ from enorm_fx.rules import (
     product,
     reduction,
     shape,
+    writes,
 )
 from enorm_fx.rules.propagate import Labels, propagate
 from enorm_fx.rules.registry import Context, Origin, Rule, find, rule, table
@@ -33,4 +34,5 @@ from enorm_fx.rules.registry import Context, Origin, Rule, find, rule, table
 __all__ = [
     "Context", "Labels", "Origin", "Rule", "attention", "elementwise", "find", "join", "linear",
     "normalization", "pooling", "product", "propagate", "reduction", "rule", "shape", "table",
+    "writes",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from enorm_fx.nested import instances, replaced
 from enorm_fx.rules.moves import parts_read
 from enorm_fx.rules.registry import Context, Entry, Origin, Rule, as_entry, bind, find
 from enorm_fx.symmetry.labels import Label, LabelTerm, System
-from enorm_fx.tracing.op_traits import CHANGES_THE_VIEW, READS_MEMORY
+from enorm_fx.tracing.op_traits import CHANGES_THE_VIEW, GIVES_ZEROS, READS_MEMORY
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace, memories
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -62,7 +62,7 @@ def propagate(
         context.node = node
         context.because(f"'{node.op}' ties the scales of what it touches")
         label = _label(context, node, values, free, entries)
-        values.append(replaced(Label, label, _settled) if node.index in trace.written else label)
+        values.append(_decided(context, node, label) if node.index in trace.written else label)
     if not free:
         for node, how in trace.outputs:
             for label in instances(Label, values[node.index]):
@@ -179,12 +179,18 @@ def _checked(context: Context, node: Node, label: Any, values: list[Any]) -> Any
     if node.inplace and node.op not in CHANGES_THE_VIEW:
         # Whatever else looks at the memory that was written sees the same label as before.
         target = values[next(node.inputs()).index]
-        result = target if label is None else label
+        if label is None or node.index not in context.trace.seen_elsewhere:
+            return label
+        if label.wild:  # zeros fit the label that was there
+            return Label(label.shape, context.known(target).terms)
         context.because(f"'{node.op}' writes in place")
-        context.system.equal(context.known(result), context.known(target))
+        context.system.equal(context.known(label), context.known(target))
     return label
 
 
-def _settled(label: Label) -> Label:
-    """Zeros that something is written into later do not fit every label."""
-    return replace(label, wild=False) if label.wild else label
+def _decided(context: Context, node: Node, label: Any) -> Any:
+    """The label of a result that something is written into: zeros do not fit every label then."""
+    if isinstance(label, Label) and node.out.dtype in _FLOATING:
+        zeros = node.op in GIVES_ZEROS and not _writes_elsewhere(node)
+        return context.zeros(label.shape) if zeros or label.wild else label
+    return replaced(Label, label, lambda own: replace(own, wild=False) if own.wild else own)

@@ -24,6 +24,7 @@ from enorm_fx.rules.reach_ops import READERS, Read
 from enorm_fx.rules.registry import Context, Flow, bind, find
 from enorm_fx.symmetry.labels import Label, System
 from enorm_fx.tracing.normalize import PIECE_KEY
+from enorm_fx.tracing.op_traits import GIVES_ZEROS
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace, memories
 
 
@@ -37,8 +38,6 @@ def reached(trace: Trace) -> dict[str, Box]:
 
 # --- forwards: what is zero ----------------------------------------------------------------------
 
-_ZEROS = ("zeros", "zeros_like", "new_zeros")
-
 
 def _nonzero(trace: Trace) -> dict[int, Box]:
     """By node index a box outside of which a result is zero; results that are missing may be
@@ -48,7 +47,7 @@ def _nonzero(trace: Trace) -> dict[int, Box]:
         spec = node.out
         if not isinstance(spec, Spec) or not spec.shape or node.index in trace.written:
             continue
-        if node.op in _ZEROS:
+        if node.op in GIVES_ZEROS:
             found[node.index] = along(
                 torch.zeros(spec.shape[0], dtype=torch.bool), 0, len(spec.shape)
             )

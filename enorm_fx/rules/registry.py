@@ -20,6 +20,9 @@ Rule = Callable[..., Any]
 # Ids are written out in full only up to this size.
 MAX_IDS = 1 << 26
 
+# Zeros that are written into have a variable for each entry up to this size.
+_MOST_ZEROS = 1 << 16
+
 
 class Flow(Enum):
     """How the entries of operands get into a result, where that is as simple as this."""
@@ -214,6 +217,22 @@ class Context:
         part = parts[axis]
         others = any(n > 1 for a, n in enumerate(shape) if a != axis)
         return part is not None and int(part.max()) + 1 == shape[axis] and others
+
+    def zeros(self, shape: Sequence[int]) -> Label:
+        """The label of zeros that will be written into: what is written decides.
+
+        A variable for each entry; in a large tensor the sum of one for each axis.
+        """
+        if torch.Size(shape).numel() <= _MOST_ZEROS:
+            return Label(tuple(shape), (LabelTerm(1, self.system.fresh(*shape)),))
+        sizes = ([n if a == axis else 1 for a in range(len(shape))] for axis, n in enumerate(shape))
+        return Label(tuple(shape), tuple(LabelTerm(1, self.system.fresh(*size)) for size in sizes))
+
+    def decided(self, label: Label) -> Label:
+        """The label of a tensor that is written into. One of zeros fits any label: it gets one."""
+        value = self.value(label)
+        wild = label.wild or (value is not None and not bool(value.any()))
+        return self.zeros(label.shape) if wild else self.known(label)
 
     def ignore(self, label: Label) -> None:
         """A scale that a parameter should follow and, by the caller's choice, does not."""

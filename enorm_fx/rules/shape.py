@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from enorm_fx.nested import instances
-from enorm_fx.rules.join import equalized
 from enorm_fx.rules.registry import MAX_IDS, Context, Flow, rule
 from enorm_fx.symmetry.labels import Label, expand_dims, squeeze_constant
 from enorm_fx.tracing.trace import Node, Spec
@@ -220,19 +219,6 @@ def moved(ctx: Context, x: Label, move: Callable[[Tensor], Tensor]) -> Any:
     return x.map(shape, lambda ids: squeeze_constant(move(ids.expand(x.shape))))
 
 
-@rule("setitem")
-def setitem(ctx: Context, input: Label, index: Any, value: Any) -> Any:
-    """x[index] = value: what is written must scale like what was there."""
-    part = picked(ctx, input, index)
-    if not isinstance(part, Label):
-        return NotImplemented
-    if isinstance(value, Label):
-        ctx.system.equal(value, part)
-    elif value != 0:
-        ctx.pin(part, f"{value} is written into it")
-    return None
-
-
 @rule("select", "select_copy", flow=Flow.MOVES)
 def select(ctx: Context, input: Label, dim: int, index: int) -> Any:
     """One slice of an axis, which goes away."""
@@ -283,28 +269,35 @@ def unbind(ctx: Context, input: Label, dim: int = 0) -> Any:
 @rule("index_select", flow=Flow.MOVES)
 def index_select(ctx: Context, input: Label, dim: int, index: Label) -> Any:
     """Slices of an axis, picked by constants."""
+    return selected(ctx, input, dim, index, ctx.shape)
+
+
+def selected(ctx: Context, x: Label, dim: int, index: Label, shape: Sequence[int]) -> Label:
+    """Slices of an axis of x, by the numbers in index; any of them where these are not known."""
     value = ctx.value(index)
-    axis = dim % len(input.shape)
+    axis = dim % len(x.shape)
     if value is None:
         ctx.because("an index that is not known picks from it")
-        input = ctx.system.uniform(input, [axis])
+        x = ctx.system.uniform(x, [axis])
         value = torch.zeros(index.shape, dtype=torch.int64)
-    return input.map(
-        ctx.shape, lambda ids: ids.index_select(axis, value) if ids.shape[axis] > 1 else ids
-    )
+    return x.map(shape, lambda ids: ids.index_select(axis, value) if ids.shape[axis] > 1 else ids)
 
 
 @rule("gather", flow=Flow.MOVES)
 def gather(ctx: Context, input: Label, dim: int, index: Label, sparse_grad: bool = False) -> Any:
     """y[..., i, ...] = x[..., index[..., i, ...], ...]; see getitem for indices not known."""
-    axis = dim % len(input.shape) if input.shape else 0
+    return gathered(ctx, input, dim, index)
+
+
+def gathered(ctx: Context, x: Label, dim: int, index: Label) -> Any:
+    """Entries of x along an axis, one for each entry of index."""
+    axis = dim % len(x.shape) if x.shape else 0
     value = ctx.value(index)
     if value is None:
         ctx.because("an index that is not known picks from it")
-        input = ctx.system.uniform(input, [axis] if input.shape else [])
+        x = ctx.system.uniform(x, [axis] if x.shape else [])
         value = torch.zeros(index.shape, dtype=torch.int64)
-    picked = value
-    return moved(ctx, input, lambda ids: ids.gather(axis, picked))
+    return moved(ctx, x, lambda ids: ids.gather(axis, value))
 
 
 @rule("flip", "roll", "repeat", "tile", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle",
@@ -373,15 +366,3 @@ def unfold(ctx: Context, input: Label, *args: Any, **kwargs: Any) -> Any:
 def triangle(ctx: Context, input: Label, diagonal: int = 0) -> Any:
     """Some entries become zero, which fits every scale."""
     return Label(ctx.shape, input.terms, input.wild)
-
-
-@rule("copy")
-def copy(ctx: Context, input: Label, other: Label, non_blocking: bool = False) -> Any:
-    """x.copy_(y): y must scale like what was there."""
-    return equalized(ctx, [input, other])
-
-
-@rule("zero")
-def zero(ctx: Context, input: Label) -> Any:
-    """x.zero_(): zeros fit the label that was there."""
-    return Label(ctx.shape, input.terms)

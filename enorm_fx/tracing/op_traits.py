@@ -34,6 +34,9 @@ READS_A_BOOL = frozenset({"item", "bool", "is_nonzero"})
 # Calls that read no value of the tensors that they are given.
 READS_SHAPES_ALONE = frozenset({"zeros_like", "ones_like", "new_zeros", "new_ones"})
 
+# Calls whose result is zero everywhere.
+GIVES_ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
+
 # Calls that may read memory beside the entries of the tensor that they are given.
 READS_MEMORY = frozenset({"as_strided"})
 

@@ -23,6 +23,7 @@ from tests.support import (
     op_cases_normalization,
     op_cases_pooling,
     op_cases_shape,
+    op_cases_writes,
 )
 from tests.support.laws import Recorded, admitted_scales, found_scales, law_deviation, record
 from tests.support.op_cases import OpCase
@@ -31,7 +32,7 @@ CASES = [
     case
     for module in (
         op_cases_elementwise, op_cases_join, op_cases_linear, op_cases_normalization,
-        op_cases_pooling, op_cases_shape,
+        op_cases_pooling, op_cases_shape, op_cases_writes,
     )
     for case in module.CASES
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -104,23 +104,6 @@ def indices() -> Iterator[OpCase]:
     yield OpCase("x[i] for an input i", lambda a, i: a[:, i], (x(3, 4), torch.tensor([1])), unknown)
     shuffled = torch.arange(4).view(2, 2).T.reshape(-1)
     yield OpCase("channel shuffle by index", lambda a: a[:, shuffled], (x(1, 4, 2),))
-    yield OpCase("x[0] = 0", _set(0, 0), (x(3, 2),), "zeros are written")
-    kept = "what is written over keeps its label"
-    yield OpCase("x[0] = 1", _set(0, 1.0), (x(3, 2),), kept, 4)
-    yield OpCase("x[:, 1] = y", _set((slice(None), 1)), (x(3, 2), x(3)), kept, 6)
-    yield OpCase("x[1:] = y", _set(slice(1, None)), (x(3, 2), x(2)), "rows share a scale")
-    yield OpCase("x[..., [1, 0]] = y", _set((..., [1, 0])), (x(2, 2), x(2, 2)), kept, 4)
-    rows, entries = torch.tensor([True, False]), torch.tensor([[True, False, True], [False] * 3])
-    given = "the mask is an input"
-    yield OpCase("x[rows] = 0", _set_masked, (x(2, 3), rows), given, 3)
-    yield OpCase("x[entries] = 0", _set_masked, (x(2, 3), entries), given)
-    yield OpCase("x[rows] = y", _set_masked, (x(2, 3), rows, x(3)), given, 3)
-    yield OpCase("x[entries] = number", _set_masked, (x(2, 3, 2), entries, x()), given)
-    yield OpCase("x[entries] = y", _set_masked, (x(2, 3, 2), entries, x(2)), given)
-    yield OpCase("x[entries, :2] = y", _set_masked_part, (x(2, 3, 2), entries, x(2)), given)
-    yield OpCase("zeros[:, 1:] = y", _fill_zeros, (x(2, 2),), "written memory keeps its label")
-    yield OpCase("zeros[0] = 1 is added", lambda a: a + _one_hot(), (x(2, 3),), "constant in part")
-    yield OpCase("view of zeros that are written is added", _late_write, (x(2, 3),))
     for args in ((0, 1), (1, -1), (-1, 0)):
         yield from spell("select", *args, inputs=(x(3, 2, 2),))
     yield OpCase("aten.select_copy", lambda a: aten.select_copy.int(a, 1, 0), (x(2, 3),))
@@ -140,46 +123,6 @@ def indices() -> Iterator[OpCase]:
                  (x(2, 3), torch.tensor([[1], [0]])), "any entry of a row may be read")  # fmt: skip
     yield OpCase("index_select by an input", lambda a, i: a.index_select(0, i),
                  (x(2, 3), torch.tensor([1])), unknown)  # fmt: skip
-
-
-def _set(index: Any, value: Any = None) -> Callable[..., tuple[Tensor, Tensor]]:
-    def run(a: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-        b = a * 1.0
-        b[index] = rest[0] if rest else value
-        return b, b.relu()
-
-    return run
-
-
-def _set_masked(a: Tensor, mask: Tensor, value: Any = 0) -> Tensor:
-    b = a * 1.0
-    b[mask] = value
-    return b
-
-
-def _set_masked_part(a: Tensor, mask: Tensor, value: Tensor) -> Tensor:
-    b = a * 1.0
-    b[mask, :2] = value
-    return b
-
-
-def _fill_zeros(a: Tensor) -> Tensor:
-    b = torch.zeros(2, 3, dtype=a.dtype)
-    b[:, 1:] = a
-    return b
-
-
-def _one_hot() -> Tensor:
-    b = torch.zeros(3, dtype=torch.float64)
-    b[0] = 1.0
-    return b
-
-
-def _late_write(a: Tensor) -> Tensor:
-    b = torch.zeros(3, dtype=a.dtype)
-    c = b[:]
-    b.add_(1.0)
-    return a.relu() + c
 
 
 def pieces() -> Iterator[OpCase]:
@@ -237,11 +180,6 @@ def rearrangements() -> Iterator[OpCase]:
     for name in ("tril", "triu"):
         for args in ((), (1,), (-1,)):
             yield from spell(name, *args, inputs=(x(3, 3),))
-    yield OpCase(
-        "x.copy_", lambda a, b: (a * 1).copy_(b), (a, x(3)), "what is written over is read"
-    )
-    yield OpCase("x.zero_", lambda a: (a * 1).zero_(), (a,))
-    yield OpCase("zeroed in part", _zeroed, (a,))
     yield OpCase("channel shuffle by views", _shuffle, (image,))
 
 
@@ -262,12 +200,6 @@ def strides() -> Iterator[OpCase]:
 
 def _shuffle(a: Tensor) -> Tensor:
     return a.view(1, 2, 2, 2, 2).transpose(1, 2).reshape(1, 4, 2, 2)
-
-
-def _zeroed(a: Tensor) -> Tensor:
-    b = a.clone()
-    b[0].zero_()
-    return b
 
 
 CASES = [

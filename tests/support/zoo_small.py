@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support import zoo_blocks, zoo_chains, zoo_products, zoo_reach
+from tests.support import zoo_blocks, zoo_chains, zoo_products, zoo_reach, zoo_writes
 from tests.support.zoo_kit import ZOO, Net, Small, parameter
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "zoo_chains",
     "zoo_products",
     "zoo_reach",
+    "zoo_writes",
 ]
