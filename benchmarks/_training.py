@@ -1,4 +1,4 @@
-"""The training loop: a model, a data set, SGD, and ENorm after each step if wanted."""
+"""The training loop: a model, a data set, an optimizer, and ENorm after each step if wanted."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ EVALUATION_BATCH = 2048
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One epoch's figures. Losses are means over images, in nats.
+    """One epoch's figures. Losses are means over labels, in nats.
 
-    seconds is the time of training alone, enorm_share the part of it spent in `ENorm.step`.
-    weight_norm is the l2 norm of all weights of two or more axes together.
+    The figures of validation are None where nothing is held out for it. seconds is the time of
+    training alone, enorm_share the part of it spent in `ENorm.step`. weight_norm is the l2 norm of
+    all weights of two or more axes together.
     """
 
     epoch: int
@@ -34,6 +35,8 @@ class Epoch:
     seconds: float
     enorm_share: float
     weight_norm: float
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
 
     @property
     def finite(self) -> bool:
@@ -74,6 +77,7 @@ def train(trainer: Trainer, initial_rate: float, epochs: int) -> Iterator[Epoch]
             loss = _train_epoch(trainer)
         seconds = trainer.total_time.read()
         test_loss, test_accuracy = evaluate(trainer.model, trainer.data)
+        validation_loss, validation_accuracy = _validate(trainer)
         epoch = Epoch(
             epoch=number + 1,
             learning_rate=rate,
@@ -83,6 +87,8 @@ def train(trainer: Trainer, initial_rate: float, epochs: int) -> Iterator[Epoch]
             seconds=seconds,
             enorm_share=trainer.enorm_time.read() / seconds,
             weight_norm=weight_norm(trainer.model),
+            validation_loss=validation_loss,
+            validation_accuracy=validation_accuracy,
         )
         yield epoch
         if not epoch.finite:
@@ -103,13 +109,13 @@ def _train_epoch(trainer: Trainer) -> float:
         loss = F.cross_entropy(trainer.model(images), labels)
         trainer.optimizer.zero_grad()
         torch.autograd.backward(loss)
-        trainer.optimizer.step()
-        if trainer.balancer is not None:
-            try:
+        try:
+            trainer.optimizer.step()  # it may begin with ENorm's start
+            if trainer.balancer is not None:
                 with trainer.enorm_time:
                     trainer.balancer.step()
-            except NonFiniteError:
-                return math.nan
+        except NonFiniteError:
+            return math.nan
         # Summed on the device: reading the loss at every step would wait for it.
         total += loss.detach() * len(indices)
         count += len(indices)
@@ -125,19 +131,29 @@ def batches(order: Tensor, size: int) -> list[Tensor]:
     return cut[:-1] if size > 1 and len(cut) > 1 and len(cut[-1]) == 1 else cut
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, data: Dataset) -> tuple[float, float]:
     """Mean loss and accuracy over the test images."""
+    return _evaluate(model, data.test_images, data.test_labels)
+
+
+def _validate(trainer: Trainer) -> tuple[float | None, float | None]:
+    images, labels = trainer.data.validation_images, trainer.data.validation_labels
+    if images is None or labels is None:
+        return None, None
+    return _evaluate(trainer.model, images, labels)
+
+
+@torch.no_grad()
+def _evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
     model.eval()
-    count, device = len(data.test_labels), data.test_labels.device
-    loss = torch.zeros((), device=device)
-    correct = torch.zeros((), device=device, dtype=torch.int64)
-    for start in range(0, count, EVALUATION_BATCH):
-        labels = data.test_labels[start : start + EVALUATION_BATCH]
-        logits = model(data.test_images[start : start + EVALUATION_BATCH])
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        correct += (logits.argmax(1) == labels).sum()
-    return loss.item() / count, correct.item() / count
+    loss = torch.zeros((), device=labels.device)
+    correct = torch.zeros((), device=labels.device, dtype=torch.int64)
+    for start in range(0, len(labels), EVALUATION_BATCH):
+        wanted = labels[start : start + EVALUATION_BATCH]
+        logits = model(images[start : start + EVALUATION_BATCH])
+        loss += F.cross_entropy(logits, wanted, reduction="sum")
+        correct += (logits.argmax(1) == wanted).sum()
+    return loss.item() / labels.numel(), correct.item() / labels.numel()
 
 
 @torch.no_grad()

@@ -1,16 +1,17 @@
-"""Image data sets as whole tensors on the device that trains.
+"""Data sets as whole tensors on the device that trains: images, and a text.
 
-Every data set is normalized with the mean and standard deviation (per colour) of its training
-images. CIFAR10 is augmented in training with random crops (4 pixels of padding) and flips;
-Fashion-MNIST and the digits are not augmented.
+Images are normalized with the mean and standard deviation (per colour) of the training images.
+CIFAR10 is augmented in training with random crops (4 pixels of padding) and flips; Fashion-MNIST
+and the digits are not augmented. A text is cut into windows, and what follows each of its bytes is
+to be told.
 """
 
 from __future__ import annotations
 
 import gzip
 import math
+import pickle
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,17 @@ from enorm_fx.errors import ArgumentError
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 CROP_PADDING = 4
+CIFAR_FOLDER = "cifar-10-batches-py"
+WINDOW = 64  # bytes of a text that are read together
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """Images (N, C, H, W) in float32, labels (N,) in int64, for training and for testing."""
+    """Images (N, C, H, W) in float32, labels (N,) in int64, for training and for testing.
+
+    Of a text, both are windows (N, WINDOW) in int64: what is read, and what follows each of it.
+    The images of validation, if there are any, are held out of the training images.
+    """
 
     name: str
     train_images: Tensor
@@ -36,16 +43,17 @@ class Dataset:
     test_labels: Tensor
     classes: int
     augmented: bool
+    validation_images: Tensor | None = None
+    validation_labels: Tensor | None = None
 
     def to(self, device: torch.device) -> Dataset:
         """The same data set on a device."""
-        return replace(
-            self,
-            train_images=self.train_images.to(device),
-            train_labels=self.train_labels.to(device),
-            test_images=self.test_images.to(device),
-            test_labels=self.test_labels.to(device),
-        )
+        tensors: dict[str, Any] = {
+            name: value.to(device)
+            for name in self.__slots__
+            if isinstance(value := getattr(self, name), Tensor)
+        }
+        return replace(self, **tensors)
 
 
 def load(name: str, data_path: Path | None, device: torch.device) -> Dataset:
@@ -56,7 +64,40 @@ def load(name: str, data_path: Path | None, device: torch.device) -> Dataset:
         return _fashion_mnist(data_path).to(device)
     if name == "cifar10":
         return _cifar10(data_path).to(device)
-    raise ArgumentError(f"unknown data set {name!r}: use digits, fashion-mnist or cifar10")
+    if name == "text":
+        return _text(data_path).to(device)
+    raise ArgumentError(f"unknown data set {name!r}: use digits, fashion-mnist, cifar10 or text")
+
+
+def reduced(data: Dataset, *, images: int | None, pool: int, validation: int) -> Dataset:
+    """A smaller problem: the first `images` to train and to test on, means over pool x pool pixels.
+
+    The last `validation` of these training images are held out of the training.
+    """
+    count = len(data.train_labels) if images is None else images
+    if validation >= min(count, len(data.train_labels)):
+        raise ArgumentError(
+            f"--validation {validation} leaves none of {min(count, len(data.train_labels))} images "
+            "to train on: hold out fewer"
+        )
+    train_images, test_images = data.train_images[:count], data.test_images[:count]
+    if pool > 1:
+        if train_images.ndim != 4 or pool > min(train_images.shape[2:]):
+            raise ArgumentError(f"--pool {pool} does not fit {data.name}: it needs larger images")
+        train_images, test_images = (
+            F.avg_pool2d(train_images, pool),
+            F.avg_pool2d(test_images, pool),
+        )
+    train_labels, kept = data.train_labels[:count], len(train_images) - validation
+    return replace(
+        data,
+        train_images=train_images[:kept],
+        train_labels=train_labels[:kept],
+        test_images=test_images,
+        test_labels=data.test_labels[:count],
+        validation_images=train_images[kept:] if validation else None,
+        validation_labels=train_labels[kept:] if validation else None,
+    )
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -153,18 +194,73 @@ def _find_idx(folder: Path, stem: str) -> Path:
 
 
 def _cifar10(data_path: Path | None) -> Dataset:
-    from torchvision.datasets import CIFAR10
+    """The python batches of CIFAR10: in the folder, in its cifar-10-batches-py, or downloaded."""
+    root = data_path or _download_root()
+    folder = root if (root / "test_batch").is_file() else root / CIFAR_FOLDER
+    if not folder.is_dir():
+        from torchvision.datasets import CIFAR10
 
-    root = str(data_path or _download_root())
-    train, test = CIFAR10(root, train=True, download=True), CIFAR10(root, train=False)
-    parts = [_from_arrays(part.data, part.targets) for part in (train, test)]
-    (train_images, train_labels), (test_images, test_labels) = parts
+        CIFAR10(str(root), download=True)
+    parts = [read_cifar_batch(folder / f"data_batch_{number}") for number in range(1, 6)]
+    train_images, train_labels = map(torch.cat, zip(*parts, strict=True))
+    test_images, test_labels = read_cifar_batch(folder / "test_batch")
     return _dataset("cifar10", train_images, train_labels, test_images, test_labels, augmented=True)
 
 
-def _from_arrays(images: Any, labels: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """(N, H, W, C) bytes of torchvision -> (N, C, H, W), and the labels."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels)
+def read_cifar_batch(path: Path) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, 32, 32) and labels (N,) of one pickled batch; no code in it is run.
+
+    The format: a dict of b"data", (N, 3072) bytes, red, green, blue, and b"labels", N integers.
+    """
+    try:
+        with path.open("rb") as file:
+            batch = _ArraysOnly(file, encoding="bytes").load()
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError) as error:
+        raise ArgumentError(f"{path} is no batch of CIFAR10: {error}") from error
+    if not isinstance(batch, dict) or not {b"data", b"labels"} <= batch.keys():
+        raise ArgumentError(f"{path} is no batch of CIFAR10: it has no data and labels")
+    images, labels = torch.from_numpy(batch[b"data"]), torch.tensor(batch[b"labels"])
+    if images.dtype != torch.uint8 or images.shape != (len(labels), 3072):
+        raise ArgumentError(
+            f"{path} holds {tuple(images.shape)} of {images.dtype} for {len(labels)} labels, not "
+            f"({len(labels)}, 3072) bytes"
+        )
+    return images.reshape(-1, 3, 32, 32), labels
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads what makes up an array of numpy, and nothing that could run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        package = module.split(".")[0]
+        if package == "numpy" and name in ("_reconstruct", "ndarray", "dtype"):
+            return super().find_class(module, name)
+        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes in old protocols
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs")
+
+
+def _text(data_path: Path | None) -> Dataset:
+    """Windows of a file of text: the last tenth is to test on."""
+    if data_path is None:
+        raise ArgumentError("the data set 'text' needs --data-path FILE, a file of text")
+    content = torch.frombuffer(bytearray(data_path.read_bytes()), dtype=torch.uint8)
+    known, codes = content.unique(return_inverse=True)
+    count = (len(codes) - 1) // WINDOW
+    tests = count // 10
+    if not tests:
+        raise ArgumentError(f"{data_path} is too short: {len(codes)} of {10 * WINDOW + 1} bytes")
+    read = codes[: count * WINDOW].reshape(count, WINDOW)
+    following = codes[1 : count * WINDOW + 1].reshape(count, WINDOW)
+    return Dataset(
+        name="text",
+        train_images=read[:-tests],
+        train_labels=following[:-tests],
+        test_images=read[-tests:],
+        test_labels=following[-tests:],
+        classes=len(known),
+        augmented=False,
+    )
 
 
 def _digits() -> Dataset:

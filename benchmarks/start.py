@@ -38,7 +38,7 @@ for name in names:
 import torch
 from benchmarks.models import fully_convolutional
 torch.set_num_threads(1)
-model = fully_convolutional(3, 10, batchnorm=True).eval()
+model = fully_convolutional(3, 10, norm="bn").eval()
 taken = []
 for _ in range(1 + int(sys.argv[2])):
     start = time.perf_counter()

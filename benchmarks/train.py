@@ -4,7 +4,9 @@
         --epochs 10 --lr 0.1 --weight-decay 1e-3 --momentum 0 --enorm 1.2 --n-iter 3
 
 One command trains one configuration, --n-iter times from different seeds, and writes one JSON
-file with every figure. `python -m benchmarks.train_summary` puts such files side by side.
+file with every figure, anew after every run: what was stopped goes on with --resume.
+`python -m benchmarks.train_summary` puts such files side by side, and `python -m benchmarks.sweep`
+trains many configurations.
 
 A run whose loss, or whose weights, cease to be finite is marked as diverged: it stops there and
 its final accuracy is the one it had then.
@@ -12,12 +14,11 @@ its final accuracy is the one it had then.
 
 from __future__ import annotations
 
-import argparse
-import math
+import json
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,31 +29,11 @@ from torch import nn
 
 import enorm_fx
 from benchmarks._environment import RESULTS, environment, write_json
+from benchmarks._settings import Settings, default_name, parse_arguments
 from benchmarks._training import Epoch, Trainer, train
-from benchmarks.data import Dataset, load
-from benchmarks.models import fully_connected, fully_convolutional
+from benchmarks.data import Dataset, load, reduced
+from benchmarks.models import Transformer, fully_connected, fully_convolutional, residual
 from enorm_fx.errors import ArgumentError, EnormError
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The command line's options, one by one."""
-
-    dataset: str
-    data_path: Path | None
-    model_type: str
-    n_layers: int
-    batchnorm: bool
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    momentum: float
-    enorm: float
-    n_iter: int
-    seed: int
-    device: str
-    output: Path | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,9 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = parse_arguments(arguments)
     console = Console()
     try:
-        record = measure(settings, console)
         output = settings.output or RESULTS / f"{default_name(settings)}.json"
-        write_json(output, record)
+        record = measure(settings, console, output)
     except (EnormError, OSError) as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False)
         return 2
@@ -71,34 +51,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(settings: Settings, console: Console) -> dict[str, Any]:
-    """Train `n_iter` times; every figure as one record that fits JSON."""
-    device = _device(settings.device)
-    data = load(settings.dataset, settings.data_path, device)
-    runs: list[dict[str, Any]] = []
-    description: dict[str, Any] = {}
+def measure(settings: Settings, console: Console, output: Path) -> dict[str, Any]:
+    """Train `n_iter` times; every figure as one record, which is written after every run."""
+    device = use_device(settings.device)
+    data = prepare_data(settings, device)
+    arguments = asdict(settings) | {"data_path": settings.data_path and str(settings.data_path)}
+    for name in ("output", "resume", "n_iter"):
+        del arguments[name]
+    runs = _runs_of(output, arguments) if settings.resume else []
+    record: dict[str, Any] = {}
     with _progress(console) as progress:
         task = progress.add_task("training", total=settings.n_iter * settings.epochs)
         for run in range(settings.n_iter):
             trainer, description = prepare(settings, data, settings.seed + run)
-            epochs = []
-            for epoch in train(trainer, settings.lr, settings.epochs):
-                epochs.append(epoch)
-                progress.update(task, completed=run * settings.epochs + len(epochs))
-                progress.console.print(_epoch_line(run, epoch), markup=False, highlight=False)
-            runs.append(_run_record(run, settings.seed + run, epochs))
-            progress.update(task, completed=len(runs) * settings.epochs)
-    arguments = asdict(settings) | {"data_path": settings.data_path and str(settings.data_path)}
-    del arguments["output"]
-    return {
-        "benchmark": "train",
-        "environment": environment(device, settings.seed),
-        "arguments": arguments,
-        "data": _data_record(data),
-        "model": description,
-        "runs": runs,
-        "summary": summarize(runs),
-    }
+            if run == len(runs):
+                epochs = []
+                for epoch in train(trainer, settings.lr, settings.epochs):
+                    epochs.append(epoch)
+                    progress.update(task, completed=run * settings.epochs + len(epochs))
+                    progress.console.print(_epoch_line(run, epoch), markup=False, highlight=False)
+                runs.append(_run_record(run, settings.seed + run, epochs))
+            progress.update(task, completed=(run + 1) * settings.epochs)
+            record = {
+                "benchmark": "train",
+                "environment": environment(device, settings.seed),
+                "arguments": arguments | {"n_iter": len(runs)},
+                "data": _data_record(data),
+                "model": description,
+                "runs": runs,
+                "summary": summarize(runs),
+            }
+            write_json(output, record)
+    return record
+
+
+def _runs_of(output: Path, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs that a file has already; it must be one of the same arguments."""
+    if not output.is_file():
+        return []
+    record = json.loads(output.read_text(encoding="utf-8"))
+    before = {key: value for key, value in record["arguments"].items() if key != "n_iter"}
+    if before != arguments:
+        other = sorted(
+            key for key in {*before, *arguments} if before.get(key) != arguments.get(key)
+        )
+        raise ArgumentError(
+            f"{output} is of other arguments ({', '.join(other)}): resume with those, or name "
+            "another --output"
+        )
+    runs: list[dict[str, Any]] = record["runs"]
+    return runs
+
+
+def prepare_data(settings: Settings, device: torch.device) -> Dataset:
+    """The data set, as much of it as is wanted."""
+    return reduced(
+        load(settings.dataset, settings.data_path, device),
+        images=settings.images,
+        pool=settings.pool,
+        validation=settings.validation,
+    )
 
 
 def prepare(settings: Settings, data: Dataset, seed: int) -> tuple[Trainer, dict[str, Any]]:
@@ -109,13 +121,9 @@ def prepare(settings: Settings, data: Dataset, seed: int) -> tuple[Trainer, dict
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = _build(settings, data).to(data.train_images.device)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
+        if settings.sigma or settings.balance_once:
+            _rescale_(model, settings, data)
+    optimizer = _optimizer(settings, model)
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     description: dict[str, Any] = {
         "weights": len(weights),
@@ -124,7 +132,17 @@ def prepare(settings: Settings, data: Dataset, seed: int) -> tuple[Trainer, dict
     balancer = None
     if settings.enorm:
         plan = enorm_fx.analyze(model, data.train_images[:2])
-        balancer = enorm_fx.ENorm(plan, optimizer, c=settings.enorm, start="as_is")
+        balancer = enorm_fx.ENorm(
+            plan,
+            optimizer,
+            c=settings.enorm,
+            start=settings.start,
+            last_layer=settings.last_layer,
+            converge=settings.converge,
+            cycles=settings.cycles,
+            every=settings.every,
+            order=settings.order,
+        )
         description |= {
             "pairs": len(plan.pairs),
             "num_scales": plan.num_scales,
@@ -133,6 +151,26 @@ def prepare(settings: Settings, data: Dataset, seed: int) -> tuple[Trainer, dict
     generator = torch.Generator().manual_seed(seed)
     trainer = Trainer(model, optimizer, balancer, data, settings.batch_size, generator)
     return trainer, description
+
+
+def _rescale_(model: nn.Module, settings: Settings, data: Dataset) -> None:
+    """The same function from other weights: units rescaled at random, then balanced, as asked."""
+    plan = enorm_fx.analyze(model, data.train_images[:2], batchnorm="affine")
+    if settings.sigma:
+        plan.rescale_(settings.sigma * torch.randn(plan.num_scales, dtype=torch.float64))
+    if settings.balance_once:
+        enorm_fx.balance(plan)
+
+
+def _optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
+    rate, decay = settings.lr, settings.weight_decay
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), lr=rate, momentum=settings.momentum, weight_decay=decay, fused=True
+        )
+    if settings.momentum:
+        raise ArgumentError("--momentum belongs to sgd: leave it out with --optimizer adamw")
+    return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True)
 
 
 def summarize(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -171,28 +209,27 @@ def _data_record(data: Dataset) -> dict[str, Any]:
 
 
 def _build(settings: Settings, data: Dataset) -> nn.Module:
-    shape = data.train_images.shape[1:]
+    shape, classes = data.train_images.shape[1:], data.classes
+    if (settings.model_type == "transformer") != (data.name == "text"):
+        raise ArgumentError("the transformer reads text, and the other models read images")
+    width: dict[str, int] = {} if settings.width is None else {"width": settings.width}
+    if settings.model_type == "transformer":
+        return Transformer(len(data.train_images[0]), classes, n_layers=settings.n_layers, **width)
     if settings.model_type == "linear":
-        return fully_connected(
-            shape.numel(), settings.n_layers, data.classes, batchnorm=settings.batchnorm
-        )
-    return fully_convolutional(shape[0], data.classes, batchnorm=settings.batchnorm)
+        features = shape.numel()
+        return fully_connected(features, settings.n_layers, classes, norm=settings.norm, **width)
+    build = fully_convolutional if settings.model_type == "conv" else residual
+    return build(shape[0], classes, norm=settings.norm, **width)
 
 
-def _device(name: str) -> torch.device:
+def use_device(name: str) -> torch.device:
+    """The device of a name; an ArgumentError where there is none."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(f"--device {name} cannot be used here: {error}") from error
     return device
-
-
-def default_name(settings: Settings) -> str:
-    """A file name that tells the configurations apart."""
-    model = f"linear{settings.n_layers}" if settings.model_type == "linear" else "conv"
-    norm = "bn" if settings.batchnorm else "nobn"
-    return f"train-{settings.dataset}-{model}-{norm}-enorm{settings.enorm:g}"
 
 
 def _progress(console: Console) -> Progress:
@@ -216,46 +253,6 @@ def _closing_line(summary: dict[str, Any]) -> str:
         f"final test accuracy {summary['final_accuracy_mean']:.2%}{spread} "
         f"({summary['runs']} runs{diverged})"
     )
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
-    return number
-
-
-def _not_negative(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{number} is not a finite number of 0 or more")
-    return number
-
-
-def parse_arguments(arguments: Sequence[str] | None) -> Settings:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.train",
-        description="Train the paper's networks with or without ENorm.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--dataset", choices=("cifar10", "fashion-mnist", "digits"), default="cifar10")
-    add("--data-path", type=Path, help="folder of the data set's files (not for digits)")
-    add("--model-type", choices=("linear", "conv"), default="linear")
-    add("--n-layers", type=_positive, default=15, help="intermediary layers of the linear model")
-    add("--batchnorm", action=argparse.BooleanOptionalAction, default=True, help="use BatchNorm")
-    add("--epochs", type=_positive, default=60)
-    add("--batch-size", type=_positive, default=256)
-    add("--lr", type=_not_negative, default=0.1, help="first learning rate; falls linearly to 0")
-    add("--weight-decay", type=_not_negative, default=1e-3)
-    add("--momentum", type=_not_negative, default=0.0)
-    add("--enorm", type=_not_negative, default=0.0, metavar="C", help="ENorm's c; 0: no ENorm")
-    add("--n-iter", type=_positive, default=1, help="runs, each from its own seed")
-    add("--seed", type=int, default=0, help="seed of the first run; the next ones count up")
-    add("--device", default="cpu")
-    add("--output", type=Path, metavar="FILE", help="JSON file (default: in benchmarks/results)")
-    return Settings(**vars(parser.parse_args(arguments)))
 
 
 if __name__ == "__main__":

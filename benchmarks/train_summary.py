@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 HEADINGS = (
     "data set",
     "model",
-    "BatchNorm",
+    "norm",
     "lr",
     "ENorm c",
     "epochs",
@@ -133,7 +133,7 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
     return (
         options["dataset"],
         _model(options),
-        "yes" if options["batchnorm"] else "no",
+        options["norm"],
         f"{options['lr']:g}",
         f"{options['enorm']:g}" if options["enorm"] else "off",
         str(options["epochs"]),
@@ -153,21 +153,25 @@ def _format(value: float | None, specification: str) -> str:
 
 
 def _model(options: dict[str, Any]) -> str:
-    return f"linear, {options['n_layers']}" if options["model_type"] == "linear" else "conv"
+    model: str = options["model_type"]
+    return f"linear, {options['n_layers']}" if model == "linear" else model
 
 
 def _subject(record: dict[str, Any]) -> str:
     options = record["arguments"]
-    model = "fully convolutional"
-    if options["model_type"] == "linear":
-        model = f"fully connected, {options['n_layers']} intermediary layers"
+    names = {
+        "linear": f"fully connected, {options['n_layers']} intermediary layers",
+        "conv": "fully convolutional",
+        "resnet": "residual",
+    }
+    model = names.get(options["model_type"], options["model_type"])
     return f"{options['dataset']}, {model}"
 
 
 def _configuration(record: dict[str, Any]) -> str:
     options = record["arguments"]
     enorm = f"ENorm c={options['enorm']:g}" if options["enorm"] else "no ENorm"
-    norm = "BatchNorm" if options["batchnorm"] else "no BatchNorm"
+    norm = {"bn": "BatchNorm", "gn": "GroupNorm", "none": "no BatchNorm"}[options["norm"]]
     return f"{enorm}, {norm}, lr {options['lr']:g}"
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50, vgg16
 
 import enorm_fx
-from benchmarks.models import fully_connected, fully_convolutional
+from benchmarks.models import fully_connected, fully_convolutional, group_norm
 from enorm_fx import Plan
 
 NORMS = ("none", "batch", "group")
@@ -122,19 +122,12 @@ def normalized(layers: nn.Sequential, norm: str) -> nn.Sequential:
     return nn.Sequential(*out)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """At most 32 groups, as in Wu and He (2018), of at least 4 channels where there are so many."""
-    most = max(1, min(32, channels // 4))
-    groups = next(count for count in range(most, 0, -1) if channels % count == 0)
-    return nn.GroupNorm(groups, channels)
-
-
 def _fully_connected(norm: str) -> nn.Module:
-    return normalized(fully_connected(3 * 32 * 32, 15, 10, batchnorm=False), norm)
+    return normalized(fully_connected(3 * 32 * 32, 15, 10), norm)
 
 
 def _fully_convolutional(norm: str) -> nn.Module:
-    return normalized(fully_convolutional(3, 10, batchnorm=False), norm)
+    return normalized(fully_convolutional(3, 10), norm)
 
 
 def _resnet(build: Callable[..., nn.Module], norm: str) -> nn.Module:

@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 import enorm_fx
-from benchmarks.models import fully_convolutional
+from benchmarks.models import fully_convolutional, group_norm
 from benchmarks.speed import __main__ as speed
 from benchmarks.speed import settings as speed_settings
 from benchmarks.speed import table as speed_table
@@ -31,7 +31,6 @@ from benchmarks.speed.interleave import (
 from benchmarks.speed.networks import (
     NORMS,
     Network,
-    group_norm,
     networks,
     normalized,
     set_up,
@@ -111,7 +110,7 @@ def _flattened() -> nn.Module:
     ("build", "shape"),
     [
         (lambda: stack(12, 6), (2, 12)),
-        (lambda: fully_convolutional(3, 4, batchnorm=False), (2, 3, 8, 8)),
+        (lambda: fully_convolutional(3, 4), (2, 3, 8, 8)),
         (_flattened, (2, 3, 8, 8)),
         (_residual, (2, 3, 32, 32)),
     ],

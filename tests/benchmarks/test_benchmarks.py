@@ -15,9 +15,11 @@ from torch import nn
 
 from benchmarks import data, train, train_summary
 from benchmarks._environment import environment, write_json
+from benchmarks._settings import default_name, parse_arguments
 from benchmarks._timing import Stopwatch
 from benchmarks._training import batches, evaluate, learning_rate, weight_norm
-from benchmarks.models import fully_connected, fully_convolutional
+from benchmarks.data import reduced
+from benchmarks.models import NORMS, Transformer, fully_connected, fully_convolutional, residual
 
 CPU = torch.device("cpu")
 
@@ -38,25 +40,25 @@ def _weights(model: nn.Module) -> list[tuple[int, ...]]:
     return [tuple(parameter.shape) for parameter in model.parameters() if parameter.ndim > 1]
 
 
-@pytest.mark.parametrize("batchnorm", [False, True])
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("n_layers", [1, 15])
-def test_fully_connected(n_layers: int, batchnorm: bool) -> None:
-    model = fully_connected(3072, n_layers, 10, batchnorm=batchnorm)
+def test_fully_connected(n_layers: int, norm: str) -> None:
+    model = fully_connected(3072, n_layers, 10, norm=norm)
     assert _weights(model) == [(500, 3072), *[(500, 500)] * n_layers, (10, 500)]
-    vectors = 2 * 500 * (n_layers + 1) if batchnorm else 0
+    vectors = 2 * 500 * (n_layers + 1) if norm != "none" else 0
     expected = 3072 * 500 + n_layers * 500 * 500 + 500 * 10 + vectors
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
     assert sum(isinstance(module, nn.ReLU) for module in model) == n_layers + 1
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("batchnorm", [False, True])
-def test_fully_convolutional(batchnorm: bool) -> None:
-    model = fully_convolutional(3, 10, batchnorm=batchnorm)
+@pytest.mark.parametrize("norm", NORMS)
+def test_fully_convolutional(norm: str) -> None:
+    model = fully_convolutional(3, 10, norm=norm)
     shapes = [(128, 3, 3, 3), *[(128, 128, 3, 3)] * 2, (256, 128, 3, 3), *[(256, 256, 3, 3)] * 2]
     shapes += [(320, 256, 3, 3), (320, 320, 1, 1), (10, 320, 1, 1)]
     assert _weights(model) == shapes
-    vectors = 2 * (3 * 128 + 3 * 256 + 2 * 320) if batchnorm else 0
+    vectors = 2 * (3 * 128 + 3 * 256 + 2 * 320) if norm != "none" else 0
     expected = sum(math.prod(shape) for shape in shapes) + vectors
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
     assert sum(isinstance(module, nn.ReLU) for module in model) == 8
@@ -65,13 +67,33 @@ def test_fully_convolutional(batchnorm: bool) -> None:
 
 @pytest.mark.parametrize("size", [8, 28, 32])
 def test_fully_convolutional_takes_every_data_sets_images(size: int) -> None:
-    model = fully_convolutional(1, 10, batchnorm=True).eval()
+    model = fully_convolutional(1, 10, norm="bn").eval()
     assert model(torch.zeros(1, 1, size, size)).shape == (1, 10)
 
 
 def test_weights_are_drawn_by_he() -> None:
-    for parameter in fully_connected(784, 2, 10, batchnorm=False).parameters():
+    for parameter in fully_connected(784, 2, 10).parameters():
         assert parameter.std().item() == pytest.approx(math.sqrt(2 / parameter.shape[1]), rel=0.05)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_residual(norm: str) -> None:
+    model = residual(1, 10, norm=norm, width=4)
+    shapes = [(4, 1, 3, 3), *[(4, 4, 3, 3)] * 4, (8, 4, 3, 3), (8, 8, 3, 3), (8, 4, 1, 1)]
+    assert _weights(model) == [*shapes, *[(8, 8, 3, 3)] * 2, (10, 8)]
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_a_transformer_sees_nothing_of_what_follows() -> None:
+    torch.manual_seed(0)
+    model = Transformer(8, 5, n_layers=2, width=16)
+    text = torch.randint(5, (1, 8))
+    other = text.clone()
+    other[0, 5] = (other[0, 5] + 1) % 5
+    before, after = model(text), model(other)
+    assert before.shape == (1, 5, 8)
+    same = (before == after).all(1)[0]
+    assert same.tolist() == [True] * 5 + [False] * 3
 
 
 # ---- training loop ----
@@ -103,7 +125,7 @@ def test_evaluate_goes_through_all_images(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("benchmarks._training.EVALUATION_BATCH", 100)
     digits = data.load("digits", None, CPU)
     torch.manual_seed(0)
-    model = fully_connected(64, 1, 10, batchnorm=False)
+    model = fully_connected(64, 1, 10)
     logits = model(digits.test_images)
     loss, accuracy = evaluate(model, digits)
     expected = nn.functional.cross_entropy(logits, digits.test_labels).item()
@@ -184,7 +206,10 @@ def test_same_seed_same_figures(record: dict[str, Any], tmp_path: Path) -> None:
     assert _figures(again) == _figures(record)[2:]
 
 
-@pytest.mark.parametrize("options", [["--no-batchnorm"], ["--momentum", "0.9"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--norm", "none"], ["--momentum", "0.9"], ["--optimizer", "adamw", "--lr", "0.001"]],
+)
 def test_without_enorm(tmp_path: Path, options: list[str]) -> None:
     plain = _train(tmp_path, *options)
     assert "pairs" not in plain["model"]
@@ -192,9 +217,64 @@ def test_without_enorm(tmp_path: Path, options: list[str]) -> None:
     assert plain["summary"]["final_accuracy_std"] is None
 
 
+def test_a_run_is_resumed_and_a_finished_one_is_kept(tmp_path: Path) -> None:
+    whole = _train(tmp_path, "--n-iter", "2", name="whole.json")
+    _train(tmp_path, "--n-iter", "1", name="stopped.json")
+    resumed = _train(tmp_path, "--n-iter", "2", "--resume", name="stopped.json")
+    assert _figures(resumed) == _figures(whole)
+    assert resumed["arguments"] == whole["arguments"]
+    path = tmp_path / "new" / "stopped.json"
+    kept = path.read_text(encoding="utf-8")
+    assert train.main([*SHORT, "--lr", "1", "--resume", "--output", str(path)]) == 2
+    assert path.read_text(encoding="utf-8") == kept
+
+
+def test_what_is_held_out_is_measured(tmp_path: Path) -> None:
+    options = ("--validation", "100", "--width", "16", "--pool", "2", "--images", "600")
+    record = _train(tmp_path, *options)
+    assert record["data"] == {
+        "image_shape": [1, 4, 4], "train_images": 500, "test_images": 360, "augmented": False,
+    }  # fmt: skip
+    for epoch in record["runs"][0]["epochs"]:
+        assert 0 < epoch["validation_accuracy"] < 1
+        assert epoch["validation_loss"] > 0
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_a_badly_scaled_start_is_the_same_function(once: bool) -> None:
+    words = [*SHORT, "--width", "16", "--norm", "none"]
+    digits = reduced(data.load("digits", None, CPU), images=None, pool=1, validation=0)
+    plain, _ = train.prepare(parse_arguments(words), digits, 3)
+    words += ["--sigma", "1", *(["--balance-once"] if once else [])]
+    scaled, _ = train.prepare(parse_arguments(words), digits, 3)
+    with torch.no_grad():
+        images = digits.test_images
+        torch.testing.assert_close(plain.model(images), scaled.model(images), rtol=1e-4, atol=1e-4)
+    norms = (weight_norm(plain.model), weight_norm(scaled.model))
+    assert norms[1] < norms[0] if once else norms[1] > norms[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optimizer", "adamw", "--momentum", "0.9"], "--momentum belongs to sgd"),
+        (["--model-type", "transformer"], "the transformer reads text"),
+        (["--validation", "1437"], "--validation 1437 leaves none of 1437 images"),
+        (["--pool", "9"], "--pool 9 does not fit digits"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str], message: str
+) -> None:
+    path = tmp_path / "record.json"
+    assert train.main([*SHORT, *options, "--output", str(path)]) == 2
+    assert message in capsys.readouterr().err
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("enorm", ["0", "1"])
 def test_divergence_is_recorded(tmp_path: Path, enorm: str) -> None:
-    wild = ["--no-batchnorm", "--lr", "1e6", "--n-iter", "2", "--enorm", enorm]
+    wild = ["--norm", "none", "--lr", "1e6", "--n-iter", "2", "--enorm", enorm]
     diverged = _train(tmp_path, *wild)
     assert diverged["summary"]["diverged"] == 2
     for run in diverged["runs"]:
@@ -245,9 +325,9 @@ def test_command_line_reports_an_unusable_device(capsys: pytest.CaptureFixture[s
 
 def test_default_names_tell_configurations_apart() -> None:
     names = {
-        train.default_name(train.parse_arguments([*SHORT, "--enorm", enorm, batchnorm]))
+        default_name(parse_arguments([*SHORT, "--enorm", enorm, "--norm", norm]))
         for enorm in ("0", "1", "1.2")
-        for batchnorm in ("--batchnorm", "--no-batchnorm")
+        for norm in ("bn", "none")
     }
     assert len(names) == 6
     assert "train-digits-linear1-nobn-enorm1.2" in names
@@ -260,7 +340,7 @@ def test_summary_prints_a_table_and_draws(
     record: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
-    _train(tmp_path, "--no-batchnorm", "--lr", "1e6")
+    _train(tmp_path, "--norm", "none", "--lr", "1e6")
     write_json(tmp_path / "new" / "good.json", record)
     capsys.readouterr()
     files = [str(path) for path in sorted((tmp_path / "new").iterdir())]
@@ -270,9 +350,9 @@ def test_summary_prints_a_table_and_draws(
     assert len(lines) == 4
     assert len({line.count("|") for line in lines}) == 1
     rate = record["arguments"]["lr"]
-    assert lines[2].startswith(f"| digits | linear, 1 | yes | {rate:g} | 1.2 | 2 | ")
+    assert lines[2].startswith(f"| digits | linear, 1 | bn | {rate:g} | 1.2 | 2 | ")
     assert f"{record['summary']['final_accuracy_mean']:.2%} ± " in lines[2]
-    assert "| no | 1e+06 | off |" in lines[3]
+    assert "| none | 1e+06 | off |" in lines[3]
     assert "not finite" in lines[3]
     assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 

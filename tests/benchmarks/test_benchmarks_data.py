@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import pickle
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,27 +94,98 @@ def test_digits_are_all_there_and_normalized_by_the_training_images() -> None:
     assert counts.max() - counts.min() <= 3, "classes should be kept in proportion"
 
 
-def test_cifar10_arrives_as_channels_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    np, datasets = pytest.importorskip("numpy"), pytest.importorskip("torchvision.datasets")
+@pytest.fixture
+def cifar_folder(tmp_path: Path) -> Path:
+    """CIFAR10 with four images a batch, in the files' own format: pickles with keys of bytes."""
+    np = pytest.importorskip("numpy")
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for place, name in enumerate([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]):
+        images = (np.arange(4 * 3072, dtype=np.int64) + place) % 251
+        batch = {
+            b"batch_label": name.encode(),
+            b"labels": [(2 * place + n) % 10 for n in range(4)],
+            b"data": images.astype(np.uint8).reshape(4, 3072),
+        }
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    return tmp_path
 
-    class Cifar:
-        def __init__(self, root: str, train: bool, download: bool = False) -> None:
-            assert root == str(tmp_path)
-            count = 20 if train else 10
-            self.data = np.arange(count * 32 * 32 * 3, dtype=np.int64) % 251
-            self.data = self.data.astype(np.uint8).reshape(count, 32, 32, 3)
-            self.targets = [number % 10 for number in range(count)]
 
-    monkeypatch.setattr(datasets, "CIFAR10", Cifar)
-    loaded = data.load("cifar10", tmp_path, CPU)
+@pytest.mark.parametrize("inner", ["", "cifar-10-batches-py"])
+def test_cifar10_from_a_folder(cifar_folder: Path, inner: str) -> None:
+    loaded = data.load("cifar10", cifar_folder / inner, CPU)
     assert loaded.train_images.shape == (20, 3, 32, 32)
-    assert loaded.test_images.shape == (10, 3, 32, 32)
-    assert loaded.augmented
-    first = torch.arange(3 * 32 * 32).reshape(32, 32, 3)[..., 1] % 251
-    channel = loaded.train_images[0, 1]
-    scale = (channel[0, 1] - channel[0, 0]) / 3
-    torch.testing.assert_close((channel - channel[0, 0]) / scale + 1, first.float())
+    assert loaded.test_images.shape == (4, 3, 32, 32)
+    assert loaded.train_labels[:6].tolist() == [0, 1, 2, 3, 2, 3]
+    assert (loaded.classes, loaded.augmented) == (10, True)
     torch.testing.assert_close(loaded.train_images.mean((0, 2, 3)), torch.zeros(3))
+    read, _ = data.read_cifar_batch(cifar_folder / "cifar-10-batches-py" / "data_batch_1")
+    assert read[0].flatten().tolist() == [number % 251 for number in range(3072)]
+
+
+class _Runs:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("a-pickle-ran-code"),))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is no batch of CIFAR10"),
+        (pickle.dumps([1]), "it has no data and labels"),
+        (pickle.dumps({b"data": _Runs(), b"labels": []}), "which no array needs"),
+        (pickle.dumps({b"data": torch.zeros(1), b"labels": []}), "which no array needs"),
+    ],
+)
+def test_other_pickles_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "batch"
+    path.write_bytes(content)
+    with pytest.raises(ArgumentError, match=message):
+        data.read_cifar_batch(path)
+    assert not Path("a-pickle-ran-code").exists()
+
+
+def test_cifar10_says_which_shape_is_wrong(cifar_folder: Path) -> None:
+    np = pytest.importorskip("numpy")
+    path = cifar_folder / "cifar-10-batches-py" / "test_batch"
+    batch = {b"labels": [0], b"data": np.zeros((1, 5), dtype=np.uint8)}
+    path.write_bytes(pickle.dumps(batch))
+    with pytest.raises(ArgumentError, match=r"holds \(1, 5\) of torch.uint8 for 1 labels"):
+        data.read_cifar_batch(path)
+
+
+def test_text_is_cut_into_windows(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    content = bytes(range(97, 107)) * 70
+    path.write_bytes(content)
+    loaded = data.load("text", path, CPU)
+    assert (loaded.train_images.shape, loaded.test_images.shape) == ((9, 64), (1, 64))
+    assert loaded.classes == 10
+    windows = torch.cat([loaded.train_images, loaded.test_images])
+    assert bytes((windows.flatten() + 97).tolist()) == content[:640]
+    following = torch.cat([loaded.train_labels, loaded.test_labels]).flatten()
+    assert bytes((following + 97).tolist()) == content[1:641]
+    path.write_bytes(content[:600])
+    with pytest.raises(ArgumentError, match="is too short: 600 of 641 bytes"):
+        data.load("text", path, CPU)
+    with pytest.raises(ArgumentError, match="needs --data-path FILE"):
+        data.load("text", None, CPU)
+
+
+def test_a_smaller_problem_holds_images_out() -> None:
+    digits = data.load("digits", None, CPU)
+    small = data.reduced(digits, images=100, pool=2, validation=30)
+    assert small.train_images.shape == (70, 1, 4, 4)
+    assert small.test_images.shape == (100, 1, 4, 4)
+    assert small.validation_images is not None
+    assert small.validation_labels is not None
+    both = torch.cat([small.train_images, small.validation_images])
+    torch.testing.assert_close(both, nn.functional.avg_pool2d(digits.train_images[:100], 2))
+    labels = torch.cat([small.train_labels, small.validation_labels])
+    assert torch.equal(labels, digits.train_labels[:100])
 
 
 def test_unknown_data_set_is_refused() -> None:

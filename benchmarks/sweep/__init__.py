@@ -1,0 +1,1 @@
+"""Many trainings, question by question: `python -m benchmarks.sweep`, then `.sweep.table`."""
