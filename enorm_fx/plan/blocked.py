@@ -73,10 +73,12 @@ def _ties_slices(trace: Trace, labels: Labels, weight: Node) -> list[Origin]:
 
 
 def _explained(weight: str, side: str, chain: list[Origin]) -> Blocked:
-    """The record of one side; the first entry of its chain is the cause."""
+    """The record of one side, caused by what is nearest to the weight in its chain and lets a
+    tensor keep its values; or else by the first of the chain."""
     if not chain:
         return Blocked(weight, side, "its values are given", "", "")
-    first, *rest = chain
+    nearest = max((k for k, origin in enumerate(chain) if origin.keeps), default=0)
+    first, *rest = chain[nearest:]
     return Blocked(weight, side, first.reason, first.node, first.source, tuple(rest), first.index)
 
 

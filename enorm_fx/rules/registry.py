@@ -105,12 +105,14 @@ class Origin:
     node:   module path and op of the call that made it, or the name of a parameter.
     source: "file.py:line" of the user's code that called it.
     index:  of that call's node in the trace.
+    keeps:  the equation says that a tensor keeps its values, not that tensors scale alike.
     """
 
     reason: str
     node: str = ""
     source: str = ""
     index: int = -1
+    keeps: bool = False
 
 
 @dataclass(slots=True)
@@ -144,15 +146,15 @@ class Context:
             out = out[0]
         return out.shape if isinstance(out, Spec) else ()
 
-    def because(self, reason: str) -> None:
-        """What the equations made from here on are about."""
+    def because(self, reason: str, keeps: bool = False) -> None:
+        """What the equations made from here on are about; `keeps`, see Origin."""
         node = self.node
         if node is None:
-            origin = Origin(reason)
+            origin = Origin(reason, keeps=keeps)
         else:
             is_call = node.op not in ("parameter", "constant")
             place = f"{node.module}.{node.op}".lstrip(".") if is_call else node.name
-            origin = Origin(reason, place, node.source, node.index)
+            origin = Origin(reason, place, node.source, node.index, keeps)
         self.origins.append(origin)
         self.system.origin = len(self.origins) - 1
 
@@ -249,7 +251,7 @@ class Context:
 
     def pin(self, label: Label, reason: str) -> None:
         """Require that a tensor keeps its values."""
-        self.because(reason)
+        self.because(reason, keeps=True)
         self.system.pin(label)
 
     def pinned(self, shape: Sequence[int], reason: str) -> Label:

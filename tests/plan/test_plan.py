@@ -6,6 +6,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from enorm_fx import analyze
@@ -132,3 +133,19 @@ def test_the_graph_is_the_dataflow() -> None:
                    "linear"]  # fmt: skip
     assert graph.in_degree(list(graph)[6]) == 2
     assert graph.nodes[list(graph)[1]]["parameters"] == ("a.weight", "a.bias")
+
+
+def test_the_reason_is_the_nearest_call_that_keeps_values() -> None:
+    """The norm keeps what it makes, too; that is farther from the gate and from the last layer."""
+
+    def run(m: Net, x: Tensor) -> Tensor:
+        y = m.norm(m.a(x))
+        return m.down(F.silu(m.gate(y)) * m.up(y))
+
+    layers = {"a": (3, 4), "gate": (4, 5), "up": (4, 5), "down": (5, 2)}
+    linear = {k: nn.Linear(*v, bias=False) for k, v in layers.items()}
+    plan = analyze(randomized(Net(run, norm=nn.RMSNorm(4, eps=1e-5), **linear)), ROWS)
+    reasons = {b.weight: b.reason for b in plan.blocked if b.side == "output"}
+    assert reasons["gate.weight"] == "'silu' does not scale with its input"
+    assert reasons["down.weight"] == "output of the model"
+    assert "up.weight" not in reasons
