@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from enorm_fx.errors import NonFiniteError, PlanError
+from enorm_fx.errors import PlanError
 from enorm_fx.plan.data import PlanData
 from enorm_fx.plan.records import Group
 from enorm_fx.step.checks import find_held
@@ -22,12 +22,11 @@ from enorm_fx.step.factors import (
     Factors,
     FactorTable,
     Write,
-    largest_after,
     make_factors,
     make_table,
     multiply_,
-    usable,
 )
+from enorm_fx.step.in_range import Range
 from enorm_fx.step.layout import Block, Entry, Layout, Turns, make_layout
 from enorm_fx.step.measure import (
     accumulation_dtype,
@@ -95,7 +94,7 @@ class CarefulStep:
         self._table = FactorTable((), ())
         self._cells: dict[int, Tensor] = {}
         self._streamed: frozenset[int] = frozenset()
-        self._rates = self._limits = torch.zeros(0, dtype=torch.float64)
+        self._range = Range.of(self._layout, [], self._table, [], p, self.device)
         self._bound = False
 
     @property
@@ -148,7 +147,7 @@ class CarefulStep:
             )
             for number in sorted({b.entry for b in layout.blocks} - self._streamed - in_parts)
         }
-        self._rates, self._limits = _bounds(layout, parameters, self.device)
+        self._range = Range.of(layout, self._held, self._table, parameters, self._p, self.device)
         self._bound = True
 
     def _dtype(self, weight: Tensor) -> torch.dtype:
@@ -317,42 +316,8 @@ class CarefulStep:
         """
         factors = make_factors(self._table, u, [*writes, *also], self._exact)
         if self._parameters:
-            self._decide(u, sizes, writes, factors)
+            self._range.check(u, sizes, writes, factors, map(local, self._parameters))
         return factors
-
-    def _decide(self, u: Tensor, sizes: Tensor, writes: list[Write], factors: Factors) -> None:
-        # A factor is at most exp(rate * max |u|), and |w| after the step at most size times that.
-        # One transfer brings all answers.
-        in_range = sizes.log().clamp(min=0.0) + self._rates * u.abs().amax() < self._limits
-        flags = [usable(factors, u.device), u.isfinite().all(), in_range.all()]
-        answers = torch.cat([torch.stack(flags), sizes.isfinite()]).tolist()
-        for (entry, weight), finite in zip(self._pairs(), answers[3:], strict=True):
-            if not finite:
-                raise _not_finite(entry, weight, self._p)
-        if not (answers[0] and answers[1]):
-            raise NonFiniteError(
-                "a scale factor leaves the range of its dtype (largest |log factor| "
-                f"{float((u.abs().amax() * self._rates.amax()).item()):.3g}); nothing was written. "
-                "Use smaller log scales, or look for weights of very unequal size"
-            )
-        if not answers[2]:
-            self._check_range(writes, factors)
-
-    def _check_range(self, writes: list[Write], factors: Factors) -> None:
-        """The exact form of the bound: maxima per cell times their factors."""
-        for write in writes:
-            if write.exponent != 1:
-                continue
-            entry = self._held[write.entry]
-            wide = torch.promote_types(write.tensor.dtype, torch.float32)
-            cells = torch.empty(entry.cells, dtype=wide, device=write.tensor.device)
-            measure_(write.tensor, entry, math.inf, cells)
-            largest = float(largest_after(write, entry, self._table, factors, cells))
-            if not largest <= torch.finfo(write.tensor.dtype).max:
-                raise NonFiniteError(
-                    f"'{entry.name}' would reach {largest:.3g}, beyond {write.tensor.dtype}; "
-                    "nothing was written"
-                )
 
     def _pairs(self) -> Iterable[tuple[Entry, Tensor]]:
         """What this process holds of each parameter that moves, and its entry."""
@@ -406,18 +371,6 @@ def _checked(model: nn.Module, entry: Entry) -> nn.Parameter:
     return parameter
 
 
-def _bounds(
-    layout: Layout, parameters: list[nn.Parameter], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """By entry: the most that max |u| counts for in log |w|, and the log of the dtype's limit."""
-    rates = [entry.rate for entry in layout.entries]
-    limits = [math.log(torch.finfo(parameter.dtype).max) for parameter in parameters]
-    return (
-        torch.tensor(rates, dtype=torch.float64, device=device),
-        torch.tensor(limits, dtype=torch.float64, device=device),
-    )
-
-
 def _largest(weight: Tensor) -> Tensor:
     return max_abs(weight) if weight.numel() else weight.new_zeros(())
 
@@ -429,18 +382,3 @@ def _part(tensor: Tensor, parameter: Tensor, what: str) -> Tensor:
     held = local(tensor)
     check_plain(held, what)
     return held
-
-
-def _not_finite(entry: Entry, weight: Tensor, p: float) -> NonFiniteError:
-    bad = int((~weight.isfinite()).sum())
-    if bad:
-        return NonFiniteError(
-            f"'{entry.name}' has {bad} entries that are not finite; nothing was written"
-        )
-    if not weight.numel() or math.isfinite(float(max_abs(weight) ** p)):
-        return NonFiniteError(
-            f"'{entry.name}' is not finite in the part of another process; nothing was written"
-        )
-    return NonFiniteError(
-        f"'{entry.name}' is finite, but the sum of |w|^{p:g} over it overflows; nothing was written"
-    )
