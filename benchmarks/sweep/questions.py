@@ -70,13 +70,15 @@ _CHANGES: list[Choice] = [
     {"way": "last_layer, cycles = 5", **_LAST, "cycles": 5},
     {"way": "last_layer, every = 10", **_LAST, "every": 10},
 ]
+_MAIN = ("no ENorm", "defaults", "start as_is", "last_layer", "last_layer, start as_is")
+_MAIN_CHANGES = [change for change in _CHANGES if change["way"] in _MAIN]
 _DIGITS_RESIDUAL = {
     "dataset": "digits", "validation": 287, "model_type": "resnet", "width": 8, "norm": "none",
     "batch_size": 64, "epochs": 8,
 }  # fmt: skip
 _settings = [
     *grid([_MLP], over("sigma", 0.0, 1.0), _CHANGES, [_SGD], over("lr", 0.03, 0.1)),
-    *grid([_DIGITS_RESIDUAL], over("sigma", 1.0), _CHANGES, [_SGD], over("lr", 0.03, 0.1)),
+    *grid([_DIGITS_RESIDUAL], over("sigma", 1.0), _MAIN_CHANGES, [_SGD], over("lr", 0.03, 0.1)),
 ]
 
 _BATCHES = {
@@ -141,6 +143,9 @@ _paper = [
         over("lr", 0.05, 0.02, 0.01),
     ),
 ]
+
+# Measured along the training by `benchmarks.sweep.along`.
+ALONG = grid([_MLP], [{**_SGD, "lr": 0.03}, {**_ADAMW, "lr": 0.003}], [_ALONE, *_WAYS[2:]])
 
 QUESTIONS: dict[str, list[dict[str, Any]]] = {
     "scaled_start": _scaled_start,
