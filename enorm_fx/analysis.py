@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 from enorm_fx.errors import ArgumentError
@@ -89,10 +90,19 @@ def analyze_traced(
     )
     with _no_collection():
         traced = trace(model, example_inputs, tracer, opaque)
-        labels = propagate(traced, batchnorm=batchnorm, biases=biases, frozen=pinned, custom=custom)
-        solution = solve(labels.system)
-        found = describe(model, traced, labels, solution, batchnorm=batchnorm, biases=biases)
+        with _on_the_cpu():
+            labels = propagate(
+                traced, batchnorm=batchnorm, biases=biases, frozen=pinned, custom=custom
+            )
+            solution = solve(labels.system)
+            found = describe(model, traced, labels, solution, batchnorm=batchnorm, biases=biases)
     return Plan.of(found), traced
+
+
+def _on_the_cpu() -> AbstractContextManager[Any]:
+    """Labels and equations are numbers of ours, wherever the user wants new tensors to lie."""
+    elsewhere = torch.get_default_device().type != "cpu"
+    return torch.device("cpu") if elsewhere else nullcontext()
 
 
 @contextmanager

@@ -247,3 +247,14 @@ def test_blocked_sides_say_why() -> None:
     assert "sigmoid" in found["2.weight", "input"]
     assert "input" in found["0.weight", "input"]
     assert "output" in found["2.weight", "output"]
+
+
+def test_where_new_tensors_lie_by_default_does_not_matter() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        return m.b(m.a(x).relu() * torch.ones(4) + torch.zeros_like(x[:, :1]))
+
+    with torch.device("meta"):
+        plan = analyze(Net(run, a=nn.Linear(3, 4), b=nn.Linear(4, 2)), torch.randn(2, 3))
+        assert torch.get_default_device().type == "meta"
+    assert plan.num_scales == 4
+    assert {term.index.device.type for p in plan.parameters for term in p.terms} == {"cpu"}

@@ -162,7 +162,8 @@ class Context:
         """The values of a constant tensor; None for anything else."""
         if label.terms or label.node < 0:
             return None
-        return self.trace.value(self.trace.nodes[label.node])
+        value = self.trace.value(self.trace.nodes[label.node])
+        return None if value is None else value.cpu()
 
     def is_new(self, label: Label) -> bool:
         """A parameter that has no label yet: the rule that meets it first gives it one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -95,6 +96,7 @@ class Trace:
     starts: tuple[int, ...] = (0,)
     written: frozenset[int] = field(init=False)
     seen_elsewhere: frozenset[int] = field(init=False)
+    _device: torch.device = field(default_factory=torch.get_default_device)
     _values: dict[int, Tensor | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -124,7 +126,8 @@ class Trace:
         if any(v is None for v in inputs.values()):
             return None
         args, kwargs = replaced(Node, (node.args, node.kwargs), lambda n: inputs[n.index])
-        with torch.no_grad():
+        elsewhere = torch.get_default_device() != self._device
+        with torch.no_grad(), self._device if elsewhere else nullcontext():
             return node.compute(*args, **kwargs)
 
 
