@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from typing import Any
 
 import pytest
@@ -28,6 +29,20 @@ def test_a_wrong_figure_on_the_page_would_be_seen() -> None:
         wrong = PAGE.replace(text, text.replace(cell, " 99.9 ± 0.1 ", 1))
         assert wrong != PAGE, name
         assert table.updated(wrong) == PAGE, name
+
+
+def test_the_readme_sums_up_the_tables() -> None:
+    readme = (table.PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
+    [paragraph] = [p for p in readme.split("\n\n") if "small networks and few steps" in p]
+    tables = {t.name: t for t in table.TABLES}
+    record = table.read(table.FOLDER / "scaled_start.json")
+    figures = []
+    for way in ("alone", "ENorm, last_layer", "balanced once"):
+        for name in ("SGD with momentum", "AdamW"):
+            cell = table.best(tables[name], record, way, {"sigma": 2.0})
+            assert cell is not None
+            figures.append(f"{statistics.mean(cell.figures):.1f}%")
+    assert re.findall(r"[\d.]+%", paragraph)[: len(figures)] == figures
 
 
 @pytest.mark.parametrize("path", sorted(table.FOLDER.glob("*.json")), ids=lambda path: path.stem)
