@@ -27,6 +27,7 @@ from enorm_fx.step.checks import (
     check_settings,
 )
 from enorm_fx.step.layout import Turns, alternating_turns
+from enorm_fx.step.optimizer_call import followed_by, will_write
 from enorm_fx.step.optimum import to_optimum_
 from enorm_fx.step.runner import ConvergingRunner, StepRunner
 
@@ -44,10 +45,11 @@ class ENorm:
 
     The first cycle would come too late where units are badly scaled: the optimizer's first step has
     then ruined them. So training starts at the optimum (`start="balanced"`): as the first thing in
-    the optimizer's next step, weights, gradients and buffers that it already holds are rescaled,
-    all or nothing. It is not done when ENorm is made, so that weights and states may be loaded
-    before or after; a state with which training has begun is not balanced again, and a resumed run
-    goes on bit for bit. Without an optimizer the first `step` does it, in place of a cycle.
+    the optimizer's next step (after the first call of its closure, if it is given one), weights,
+    gradients and buffers that it already holds are rescaled, all or nothing. It is not done when
+    ENorm is made, so that weights and states may be loaded before or after; a state with which
+    training has begun is not balanced again, and a resumed run goes on bit for bit. Without an
+    optimizer the first `step` does it, in place of a cycle.
 
     plan_or_model: what `analyze` gave, or a model, which is analyzed with defaults.
     optimizer:     its buffers follow the weights; None where there is none, or it keeps none.
@@ -205,10 +207,20 @@ class ENorm:
         # Weak: an ENorm that nobody holds any more has no say in what the optimizer does.
         this = weakref.ref(self)
 
-        def before_step(*_: object) -> None:
+        def start_() -> None:
             enorm = this()
             if enorm is not None and not enorm._started:
                 enorm._start_(gradients=True)
+
+        def before_step(
+            optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            if not will_write(optimizer):
+                return None
+            if (found := followed_by(start_, args, kwargs)) is not None:
+                return found  # gradients are computed inside the step
+            start_()
+            return None
 
         self._start_hook = self.optimizer.register_step_pre_hook(before_step)
         weakref.finalize(self, self._start_hook.remove)
@@ -257,13 +269,17 @@ class ENorm:
             self._await_start()
 
     def attach(self) -> ENorm:
-        """From now on every `optimizer.step()` is followed by `step()`. Returns self."""
+        """From now on every `optimizer.step()` is followed by `step()`. Returns self.
+
+        A step that a GradScaler skips is followed by none.
+        """
         if self.optimizer is None:
             raise ArgumentError("attach() needs the optimizer: pass ENorm(model, optimizer)")
         if self._handle is None:
 
-            def after_step(*_: object) -> None:
-                self.step()
+            def after_step(optimizer: Optimizer, *_: object) -> None:
+                if will_write(optimizer):
+                    self.step()
 
             self._handle = self.optimizer.register_step_post_hook(after_step)
             self._await_start()

@@ -50,9 +50,12 @@ def largest_error(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
 def same_bits(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
     """Also for NaN, whose bits count like any other's."""
     return actual.keys() == expected.keys() and all(
-        actual[k].contiguous().view(torch.uint8).equal(expected[k].contiguous().view(torch.uint8))
-        for k in expected
+        _bytes(actual[k]).equal(_bytes(expected[k])) for k in expected
     )
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def trained(case: Case, **settings: Any) -> torch.optim.SGD:
