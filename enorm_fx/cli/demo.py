@@ -12,7 +12,7 @@ from enorm_fx.errors import ArgumentError
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--epochs", type=int, default=30, help="of each training (default: 30)")
+    add("--epochs", type=int, default=10, help="of each training (default: 10)")
     add("--seed", type=int, default=0, help="same seed, same figures (default: 0)")
     add("--output", type=Path, default=Path("enorm_demo.png"), metavar="FILE.png",
         help="where the picture goes (default: enorm_demo.png)")  # fmt: skip

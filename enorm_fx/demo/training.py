@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from enorm_fx.analysis import analyze
 from enorm_fx.enorm import ENorm
 
 BATCH_SIZE = 64
-LEARNING_RATE = 0.02
+LEARNING_RATE = 0.05
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-3
+SIGMA = 2.0  # standard deviation of the log scales of a badly scaled start
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,9 +34,13 @@ class Digits:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """One training run: a mean loss per epoch, an l2 norm per weight, times in seconds."""
+    """One training run: a mean loss per epoch, an l2 norm per weight, times in seconds.
+
+    diverged_in: number of the step whose loss is not finite, with which training ended; None.
+    """
 
     train_loss: tuple[float, ...]
+    diverged_in: int | None
     test_accuracy: float
     norms_before: dict[str, float]
     norms_after: dict[str, float]
@@ -72,6 +80,15 @@ class DigitReader(nn.Module):
         return logits
 
 
+def badly_scaled(model: nn.Module, example: Tensor, seed: int) -> nn.Module:
+    """A copy with the same function, each unit rescaled by e^x, x normal with deviation SIGMA."""
+    copied = copy.deepcopy(model)
+    plan = analyze(copied, example)
+    random = torch.Generator().manual_seed(seed)
+    plan.rescale_(SIGMA * torch.randn(plan.num_scales, dtype=torch.float64, generator=random))
+    return copied
+
+
 def train(
     model: nn.Module,
     data: Digits,
@@ -92,17 +109,22 @@ def train(
     optimizer = torch.optim.SGD(
         model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
     )
-    enorm = ENorm(model, optimizer) if use_enorm else None
+    enorm = ENorm(model, optimizer, last_layer=True) if use_enorm else None
     shuffle = torch.Generator().manual_seed(seed)
-    losses, enorm_seconds, started = [], 0.0, time.perf_counter()
+    losses, steps, enorm_seconds, started = [], 0, 0.0, time.perf_counter()
+    diverged_in = None
     for epoch in range(epochs):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * (1 - epoch / epochs)
         total = 0.0
         order = torch.randperm(len(data.train_labels), generator=shuffle)
-        for start in range(0, len(order), BATCH_SIZE):
+        for start in range(0, len(order) if diverged_in is None else 0, BATCH_SIZE):
             batch = order[start : start + BATCH_SIZE]
             loss = F.cross_entropy(model(data.train_images[batch]), data.train_labels[batch])
+            steps += 1
+            if not math.isfinite(loss.item()):
+                diverged_in = steps
+                break
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
@@ -111,10 +133,12 @@ def train(
                 enorm.step()
                 enorm_seconds += time.perf_counter() - paused
             total += loss.item() * len(batch)
-        losses.append(total / len(order))
+        if diverged_in is None:
+            losses.append(total / len(order))
         on_epoch()
     return Training(
         train_loss=tuple(losses),
+        diverged_in=diverged_in,
         test_accuracy=_accuracy(model, data),
         norms_before=norms_before,
         norms_after=_weight_norms(model),

@@ -293,7 +293,7 @@ def test_demo_hands_its_options_over(
     assert main(["demo"]) == 0
     assert main(["demo", "--epochs", "2", "--seed", "5", "--output", "x.png"]) == 0
     assert calls == [
-        (Path("enorm_demo.png"), {"epochs": 30, "seed": 0}),
+        (Path("enorm_demo.png"), {"epochs": 10, "seed": 0}),
         (Path("x.png"), {"epochs": 2, "seed": 5}),
     ]
 
