@@ -222,7 +222,9 @@ class ENorm:
             start_()
             return None
 
-        self._start_hook = self.optimizer.register_step_pre_hook(before_step)
+        # A compiled step calls the hooks as they are: they look at memory, and write behind it.
+        hook = torch.compiler.disable(before_step)
+        self._start_hook = self.optimizer.register_step_pre_hook(hook)
         weakref.finalize(self, self._start_hook.remove)
 
     def _start_(self, gradients: bool) -> None:
@@ -281,7 +283,8 @@ class ENorm:
                 if will_write(optimizer):
                     self.step()
 
-            self._handle = self.optimizer.register_step_post_hook(after_step)
+            hook = torch.compiler.disable(after_step)
+            self._handle = self.optimizer.register_step_post_hook(hook)
             self._await_start()
         return self
 
