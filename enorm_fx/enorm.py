@@ -5,6 +5,7 @@ Stock, Graham, Gribonval, Jegou: Equi-normalization of Neural Networks, ICLR 201
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from enorm_fx.analysis import as_plan
-from enorm_fx.errors import ArgumentError
+from enorm_fx.errors import ArgumentError, EnormError
 from enorm_fx.model_plan import Plan
 from enorm_fx.plan.records import Group
 from enorm_fx.step.backends import BACKENDS, CHECKS
@@ -30,6 +31,7 @@ from enorm_fx.step.layout import Turns, alternating_turns
 from enorm_fx.step.optimizer_call import followed_by, will_write
 from enorm_fx.step.optimum import to_optimum_
 from enorm_fx.step.runner import ConvergingRunner, StepRunner
+from enorm_fx.step.stats import Stats, imbalance_now
 
 _START_TOLERANCE = 1e-10  # the gap, as of `balance`
 
@@ -128,7 +130,8 @@ class ENorm:
         self._wanted, self._deferred = backend, check == "async"
         self._check_backend(converge)
         self._buffers = dict(buffers or {})
-        self._calls = 0
+        self._calls = self._refused = 0
+        self._seconds = 0.0
         self._started = start == "as_is" or not self.plan.exact
         self._start_hook: RemovableHandle | None = None
         self._handle: RemovableHandle | None = None
@@ -262,13 +265,34 @@ class ENorm:
         Raises NonFiniteError, OptimizerStateError or PlanError; then nothing has changed, the
         count of calls included.
         """
-        if not self._started:
-            self._start_(gradients=False)
-        elif (self._calls + 1) % self._settings["every"] == 0:
-            self._step.run_()
+        begun = time.perf_counter()
+        try:
+            if not self._started:
+                self._start_(gradients=False)
+            elif (self._calls + 1) % self._settings["every"] == 0:
+                self._step.run_()
+        except EnormError:
+            self._refused += 1
+            raise
+        finally:
+            self._seconds += time.perf_counter() - begun
         self._calls += 1
         if self._start_hook is not None:
             self._await_start()
+
+    def stats(self) -> Stats:
+        """How balanced the weights are now (measured when asked), and what steps have cost so far.
+
+        Raises PlanError if the model is no longer the one that was analyzed.
+        """
+        groups = _active(self.plan, self._settings["last_layer"])
+        return Stats(
+            self.plan.norm(self._settings["p"], self._settings["c"]),
+            self._calls,
+            self._refused,
+            self._seconds,
+            imbalance_now(self._make_careful("sequential", wide=True), groups),
+        )
 
     def attach(self) -> ENorm:
         """From now on every `optimizer.step()` is followed by `step()`. Returns self.
