@@ -55,6 +55,7 @@ class ENorm:
 
     plan_or_model: what `analyze` gave, or a model, which is analyzed with defaults.
     optimizer:     its buffers follow the weights; None where there is none, or it keeps none.
+                   Buffers of another optimizer of the same weights do not follow.
     c:             > 0; at the optimum of a chain a consumer's norm is c times its producer's.
     p:             >= 1, or inf: the norm that falls.
     cycles:        cycles per step, on norms that are measured once.
