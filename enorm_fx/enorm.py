@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,9 @@ from enorm_fx.step.checks import (
     check_optimizer,
     check_settings,
 )
+from enorm_fx.step.fused.optimizers import check_fusable
+from enorm_fx.step.fused.step import FusedStep
+from enorm_fx.step.fused.takeover import TakenOver
 from enorm_fx.step.layout import Turns, alternating_turns
 from enorm_fx.step.optimizer_call import followed_by, will_write
 from enorm_fx.step.optimum import to_optimum_
@@ -86,6 +90,16 @@ class ENorm:
                    such a step changes nothing, and the next one raises if the cause is still there.
     buffers:       powers of buffers that the table of `enorm_fx.optim` does not know,
                    {"name": -1}.
+    fused:         take over `optimizer.step` (SGD, Adam, AdamW), until `detach` or the end of a
+                   `with`, and rescale in it: what would be multiplied after a step is multiplied
+                   where the next one touches it anyway, gradients by the inverse; call `step` no
+                   more. The trajectory is that of `optimizer.step(); enorm.step()`; between steps
+                   weights, buffers and gradients are those before the last rescaling, of one and
+                   the same network. Needs a plan that is exact. Gradients are read once more, to
+                   refuse a step with one that is not finite before anything is written; what is
+                   written to weights or buffers behind autograd's back (`.data`) is found later.
+                   Native for float32 and float64 on the CPU; else torch operations, which are not
+                   faster than the two steps.
 
     Raises ArgumentError for a value that is not allowed.
     """
@@ -107,6 +121,7 @@ class ENorm:
         backend: str = "auto",
         check: str = "sync",
         buffers: Mapping[str, int] | None = None,
+        fused: bool = False,
     ) -> None:
         settings = {
             "c": c,
@@ -119,7 +134,7 @@ class ENorm:
             "start": start,
             "converge": converge,
         }
-        check_settings(settings)
+        check_settings({**settings, "fused": fused})
         if backend not in BACKENDS:
             raise ArgumentError(f"backend must be one of {BACKENDS}, not {backend!r}")
         if check not in CHECKS:
@@ -130,14 +145,21 @@ class ENorm:
         self._settings: dict[str, Any] = settings
         self._wanted, self._deferred = backend, check == "async"
         self._check_backend(converge)
+        if fused:
+            self._check_fused(converge)
         self._buffers = dict(buffers or {})
         self._calls = self._refused = 0
         self._seconds = 0.0
         self._started = start == "as_is" or not self.plan.exact
         self._start_hook: RemovableHandle | None = None
         self._handle: RemovableHandle | None = None
-        self._steps = self._make_steps()
-        self._await_start()
+        self._taken = None if optimizer is None or not fused else self._taking(optimizer)
+        self._fused = self._make_fused()
+        self._steps = () if fused else self._make_steps()
+        if self._taken is None:
+            self._await_start()
+        else:
+            self._taken.take_()
 
     def _check_backend(self, converge: bool) -> None:
         if converge and self._wanted not in ("auto", "eager"):
@@ -145,6 +167,45 @@ class ENorm:
                 f"converge=True runs as torch operations, not by backend={self._wanted!r}: leave "
                 "backend at 'auto'"
             )
+
+    def _check_fused(self, converge: bool) -> None:
+        if self.optimizer is None:
+            raise ArgumentError("fused=True needs the optimizer: pass ENorm(model, optimizer)")
+        check_fusable(self.optimizer)
+        if not self.plan.exact:
+            raise ArgumentError(
+                "fused=True needs a plan that keeps the function, and this one does not "
+                "(batchnorm='skip' across a BatchNorm): there a gradient does not follow from the "
+                "one before the rescaling. Analyze with batchnorm='affine', or use fused=False"
+            )
+        if converge:
+            raise ArgumentError("fused=True makes cycles, and converge=True makes none: choose one")
+        if self._deferred or self._wanted == "cudagraph":
+            raise ArgumentError(
+                "fused=True looks at gradients before it writes: leave check at 'sync' and backend "
+                "at 'auto'"
+            )
+
+    def _taking(self, optimizer: Optimizer) -> TakenOver:
+        return TakenOver(optimizer, self._step_optimizer_)
+
+    def _step_optimizer_(self, plain: Callable[[], None]) -> None:
+        """What `optimizer.step` is while it is taken over. plain: what it was."""
+        if self._fused is None:
+            return
+        if not will_write(self._fused.optimizer):
+            plain()
+            return
+        every = self._settings["every"]
+        acts = (self._calls + 1) % every == 0
+        turn = self._turn(self._calls // every) if acts else None
+        start = None if self._started else partial(self._start_, gradients=True)
+        try:
+            self._fused.run_(plain, turn, start)
+        except EnormError:
+            self._refused += 1
+            raise
+        self._calls += 1
 
     def _make_steps(self) -> tuple[StepRunner | ConvergingRunner, ...]:
         """What calls run, one after the other and then again from the first."""
@@ -158,33 +219,52 @@ class ENorm:
                     exact=settings["exact"],
                 ),
             )
-        if settings["order"] != "alternating":
-            return (self._make_runner(settings["order"], settings["cycles"]),)
-        turns = alternating_turns(self.plan, _active(self.plan, settings["last_layer"]))
-        # A call with several turns begins where the one before it has ended.
         return tuple(
-            self._make_runner(
-                tuple(turns[(start + k) % len(turns)] for k in range(settings["cycles"])), 1
+            StepRunner(
+                self._make_careful(order, wide=False),
+                self.optimizer,
+                self._buffers,
+                cycles=cycles,
+                backend=self._wanted,
+                deferred=self._deferred,
             )
-            for start in range(len(turns))
-        ) or (self._make_runner((), 1),)
-
-    def _make_runner(self, order: str | Turns, cycles: int) -> StepRunner:
-        return StepRunner(
-            self._make_careful(order, wide=False),
-            self.optimizer,
-            self._buffers,
-            cycles=cycles,
-            backend=self._wanted,
-            deferred=self._deferred,
+            for order, cycles in self._orders()
         )
 
+    def _make_fused(self) -> FusedStep | None:
+        """What runs inside the optimizer's step, if that is asked for."""
+        if self._taken is None or self.optimizer is None:
+            return None
+        orders = self._orders()
+        return FusedStep(
+            [self._make_careful(order, wide=False) for order, _ in orders],
+            self.optimizer,
+            self._buffers,
+            cycles=orders[0][1],
+            p=float(self._settings["p"]),
+            backend=self._wanted,
+        )
+
+    def _orders(self) -> list[tuple[str | Turns, int]]:
+        """Order and cycles of the calls, one after the other and then again from the first."""
+        order, cycles = self._settings["order"], self._settings["cycles"]
+        if order != "alternating":
+            return [(order, cycles)]
+        turns = alternating_turns(self.plan, _active(self.plan, self._settings["last_layer"]))
+        count = len(turns)
+        # A call with several turns begins where the one before it has ended.
+        starts = [tuple(turns[(k + j) % count] for j in range(cycles)) for k in range(count)]
+        return [(found, 1) for found in starts] or [((), 1)]
+
+    def _turn(self, acted: int) -> int:
+        """The number of what a call runs that comes after so many that have acted."""
+        cycles: int = self._settings["cycles"]
+        return acted * cycles % (len(self._steps) if self._fused is None else self._fused.turns)
+
     @property
-    def _step(self) -> StepRunner | ConvergingRunner:
+    def _next(self) -> StepRunner | ConvergingRunner:
         """What the next call that acts runs."""
-        every, cycles = self._settings["every"], self._settings["cycles"]
-        turn: int = self._calls // every * cycles % len(self._steps)
-        return self._steps[turn]
+        return self._steps[self._turn(self._calls // self._settings["every"])]
 
     def _make_careful(self, order: str | Turns, wide: bool) -> CarefulStep:
         settings, active = self._settings, _active(self.plan, self._settings["last_layer"])
@@ -236,7 +316,7 @@ class ENorm:
 
         Raises NonFiniteError, OptimizerStateError or PlanError, with nothing written.
         """
-        self._step.check()
+        (self._next if self._fused is None else self._fused).check()
         to_optimum_(
             self._make_careful("sequential", wide=True),
             self.optimizer,
@@ -251,12 +331,12 @@ class ENorm:
     @property
     def backend(self) -> str:
         """The backend that runs the step: what "auto" came to."""
-        return self._step.backend
+        return (self._next if self._fused is None else self._fused).backend
 
     @property
     def code(self) -> str:
         """The step as the program that runs, or (native) as torch operations that do the same."""
-        return self._step.code
+        return (self._next if self._fused is None else self._fused).code
 
     def step(self) -> None:
         """Measure, solve, apply; nothing on calls that `every` passes over.
@@ -266,12 +346,14 @@ class ENorm:
         Raises NonFiniteError, OptimizerStateError or PlanError; then nothing has changed, the
         count of calls included.
         """
+        if self._fused is not None:
+            raise ArgumentError("with fused=True the optimizer's step does it: leave out step()")
         begun = time.perf_counter()
         try:
             if not self._started:
                 self._start_(gradients=False)
             elif (self._calls + 1) % self._settings["every"] == 0:
-                self._step.run_()
+                self._next.run_()
         except EnormError:
             self._refused += 1
             raise
@@ -283,6 +365,9 @@ class ENorm:
 
     def stats(self) -> Stats:
         """How balanced the weights are now (measured when asked), and what steps have cost so far.
+
+        If fused: before the rescaling that is pending, and 0 seconds, since the time is that of the
+        optimizer's step.
 
         Raises PlanError if the model is no longer the one that was analyzed.
         """
@@ -299,10 +384,13 @@ class ENorm:
         """From now on every `optimizer.step()` is followed by `step()`. Returns self.
 
         A step that a GradScaler skips is followed by none.
+        If fused, it takes `step` in, as it has done from the beginning if it was not detached.
         """
         if self.optimizer is None:
             raise ArgumentError("attach() needs the optimizer: pass ENorm(model, optimizer)")
-        if self._handle is None:
+        if self._taken is not None:
+            self._taken.take_()
+        elif self._handle is None:
 
             def after_step(optimizer: Optimizer, *_: object) -> None:
                 if will_write(optimizer):
@@ -314,7 +402,16 @@ class ENorm:
         return self
 
     def detach(self) -> None:
-        """Undo `attach`; nothing if it is not attached. A start not made yet waits for `step`."""
+        """Undo `attach`; nothing if it is not attached. A start not made yet waits for `step`.
+
+        If fused, what is pending is applied first (see `flush_`), and `optimizer.step` is given
+        back in any case.
+        """
+        if self._taken is not None and self._taken.active:
+            try:
+                self.flush_()
+            finally:
+                self._taken.give_back_()
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
@@ -322,28 +419,59 @@ class ENorm:
                 self._start_hook.remove()
                 self._start_hook = None
 
+    def __enter__(self) -> ENorm:
+        return self.attach()
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def flush_(self) -> None:
+        """If fused: do the rescaling now that the next `optimizer.step()` would begin with, on
+        weights, buffers and gradients; else there is none.
+
+        Nothing needs it but a comparison with a run that is not fused: what is stored is at all
+        times one network. Raises as `step` does, with nothing written.
+        """
+        if self._fused is not None:
+            self._fused.flush_()
+
     def state_dict(self) -> dict[str, Any]:
-        """Count of calls, whether the start is made, and settings; plain numbers and strings."""
-        return {"calls": self._calls, "started": self._started, **self._settings}
+        """Count of calls, whether the start is made, and settings; plain numbers and strings.
+
+        If fused, `pending` too: whether the weights are still to be rescaled. By which factors,
+        they tell.
+        """
+        state = {"calls": self._calls, "started": self._started, **self._settings}
+        return state if self._fused is None else {**state, "pending": self._fused.due is not None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over count, start and settings of a `state_dict`.
 
         Load it before the optimizer's next step; weights and the optimizer's state may be loaded
-        before it or after. Raises ArgumentError if it is no such state.
+        before it or after. States of fused runs and of others may be exchanged: one that is not
+        fused leaves out a rescaling that is pending. Raises ArgumentError if it is no such state.
         """
         expected = {"calls", "started", *self._settings}
-        if set(state) != expected:
+        if set(state) - {"pending"} != expected:
             raise ArgumentError(f"state must have the keys {sorted(expected)}, not {sorted(state)}")
         settings = {key: state[key] for key in self._settings}
-        check_settings({**settings, "started": state["started"]})
+        pending = state.get("pending", False)
+        check_settings({**settings, "started": state["started"], "pending": pending})
         check_count("calls", state["calls"], least=0)
         check_exact(self.plan, settings["exact"])
         self._check_backend(settings["converge"])
+        if self._fused is not None:
+            self._check_fused(settings["converge"])
         self._settings, self._calls = settings, state["calls"]
         self._started = state["started"] or not self.plan.exact
-        self._steps = self._make_steps()
-        self._await_start()
+        acted = self._calls // settings["every"]
+        if self._fused is None:
+            self._steps = self._make_steps()
+            self._await_start()
+            return
+        self._fused = self._make_fused()
+        if self._fused is not None and pending and acted:
+            self._fused.due = self._turn(acted - 1)
 
 
 def _active(plan: Plan, last_layer: bool) -> tuple[Group, ...]:

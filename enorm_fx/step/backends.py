@@ -32,7 +32,7 @@ def compile_step(recipe: Recipe, backend: str) -> tuple[str, BackendStep]:
     try:
         return backend, MAKERS[backend](recipe)
     except (CompilerError, Unsupported) as error:
-        _warn_once(backend, error)
+        warn_once(backend, error)
     return "eager", generate(recipe)
 
 
@@ -43,7 +43,8 @@ def _best_for(devices: set[torch.device]) -> str:
     return "cudagraph" if kinds == {"cuda"} and len(devices) == 1 else "eager"
 
 
-def _warn_once(backend: str, reason: Exception) -> None:
+def warn_once(backend: str, reason: Exception) -> None:
+    """Say why a backend is not taken, once in a process."""
     if backend not in _warned:
         _warned.add(backend)
         warnings.warn(
@@ -81,7 +82,7 @@ class Replayed:
                 with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                     ok = self._step.run()
         except RuntimeError as error:
-            _warn_once("cudagraph", error)
+            warn_once("cudagraph", error)
             self._run = self._step.run
             return self._run()
 

@@ -107,6 +107,11 @@ class CarefulStep:
         return [entry.name for entry in self._layout.entries]
 
     @property
+    def fastest(self) -> float:
+        """The most that log |w| of any entry changes by, in units of max |u|."""
+        return max([0.0, *(entry.rate for entry in self._layout.entries)])
+
+    @property
     def device(self) -> torch.device:
         """Where log scales live: the device of the first parameter that moves."""
         return self._parameters[0].device if self._parameters else torch.device("cpu")
@@ -170,10 +175,16 @@ class CarefulStep:
         self.bind_()
         with full_precision(self.device):
             writes = self.together(lambda: self.collect(optimizer, buffers, gradients=False))
+            u, sizes = self.solve(cycles)
+            self.apply_(u, sizes, writes)
+
+    def solve(self, cycles: int) -> tuple[Tensor, Tensor]:
+        """Log scales after some cycles, (num_scales + 1,), and the sizes of `measure_`."""
+        with full_precision(self.device):
             descent, sizes = self.measure_()
             for _ in range(cycles):
                 sweep_(descent, self._exact)
-            self.apply_(descent.u, sizes, writes)
+        return descent.u, sizes
 
     def zeros(self) -> Tensor:
         """Log scales that change nothing, float64, (num_scales + 1,)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,12 +58,14 @@ def test_a_folder_that_others_can_exchange_is_not_used(cache: Path) -> None:
 def test_a_library_that_others_may_have_written_is_not_loaded(cache: Path, planted: str) -> None:
     compiler.load()
     (library,) = cache.iterdir()
+    # The one that is loaded keeps its memory: another file comes in its place.
     if planted == "writable":
+        library.unlink()
         library.write_text("not a library")
         library.chmod(0o666)
     else:
         elsewhere = cache.parent / "elsewhere.so"
-        shutil.move(library, elsewhere)
+        library.unlink()
         elsewhere.write_text("not a library")
         library.symlink_to(elsewhere)
     compiler.load.cache_clear()

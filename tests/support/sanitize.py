@@ -15,7 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-TESTS = tuple(f"tests/step/test_{name}.py" for name in ("backends", "guard", "generate", "golden"))
+TESTS = tuple(
+    f"tests/step/test_{name}.py" for name in ("backends", "fused", "guard", "generate", "golden")
+)
 RUNTIME = {"address": "libasan.so", "thread": "libtsan.so"}
 OPTIONS = {
     # Python and torch keep memory until the process ends; only step.cpp is of interest.

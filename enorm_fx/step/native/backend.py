@@ -19,6 +19,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _forked.append(True))
 
 
+def threads_now(most: int) -> int:
+    """How many threads may run what was packed for `most`."""
+    # A forked process has none of its parent's threads, and OpenMP would wait for them.
+    return 1 if _forked else min(most, torch.get_num_threads())
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Native:
     """A packed recipe. keep: all memory that it points into."""
@@ -35,9 +41,7 @@ class Native:
         return generate(self.recipe).code
 
     def run(self) -> bool:
-        # A forked process has none of its parent's threads, and OpenMP would wait for them.
-        threads = 1 if _forked else min(self.threads, torch.get_num_threads())
-        return bool(self.library.enorm_run(ctypes.byref(self.packed), threads))
+        return bool(self.library.enorm_run(ctypes.byref(self.packed), threads_now(self.threads)))
 
 
 def make_native(recipe: Recipe) -> Native:

@@ -47,6 +47,12 @@ def load() -> ctypes.CDLL:
         else:
             library.enorm_run.argtypes = [ctypes.POINTER(tables.Recipe), ctypes.c_int]
             library.enorm_run.restype = ctypes.c_int
+            library.enorm_fused.argtypes = [
+                ctypes.POINTER(tables.Recipe), ctypes.POINTER(tables.Fused), ctypes.c_int
+            ]  # fmt: skip
+            library.enorm_fused.restype = ctypes.c_int
+            library.enorm_largest.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int64, ctypes.c_int]
+            library.enorm_largest.restype = ctypes.c_double
             library.enorm_has_half.argtypes = []
             library.enorm_has_half.restype = ctypes.c_int
             return library

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,15 +32,32 @@ class Unsupported(Exception):
     """This recipe is not for the native backend. Never reaches the user."""
 
 
-class Packer:
-    """Builds the tables of one recipe. Tensors and tables are kept alive in `keep`."""
+def threads_for(entries: int) -> int:
+    """How many threads are worth it for so many entries that are written."""
+    return 1 if entries < _FEW_ENTRIES else max(1, torch.get_num_threads())
 
-    def __init__(self, recipe: Recipe) -> None:
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedRows:
+    """What tables were made of, in their order."""
+
+    blocks: list[Row]
+    passes: list[Row]
+    scalers: list[Row]
+    writes: list[Row]
+
+
+class Packer:
+    """Builds the tables of one recipe. Tensors and tables are kept alive in `keep`.
+
+    threads: how many may run it; 0: as many as are worth it for what the recipe writes.
+    """
+
+    def __init__(self, recipe: Recipe, threads: int = 0) -> None:
         self.recipe = recipe
         self.keep: list[Any] = []
-        self.threads = max(1, torch.get_num_threads())
-        if sum(write.tensor.numel() for write in recipe.writes) < _FEW_ENTRIES:
-            self.threads = 1
+        written = sum(write.tensor.numel() for write in recipe.writes)
+        self.threads = threads or threads_for(written)
         self.scales = recipe.layout.num_scales
         terms = [t for e in recipe.layout.entries for part in e.parts for t in part.terms]
         terms += [t for b in recipe.layout.blocks for part in b.parts for t in part.terms]
@@ -49,6 +67,7 @@ class Packer:
         self.forms: list[MatrixView] = []
         self.form_numbers: dict[object, int] = {}
         self.sources: list[Row] = []
+        self.rows = PackedRows([], [], [], [])
         self.owner = torch.full((self.scales + 1,), -1)
         for number, group in enumerate(recipe.layout.groups):
             self.owner[group.start : group.start + group.channels] = number
@@ -70,6 +89,7 @@ class Packer:
             if number not in read
         ]
         scalers, writes = self._writes()
+        self.rows = PackedRows(blocks, passes, scalers, writes)
         forms = self._table(tables.Form, [self._form(form) for form in self.forms])
         rows = max((form.rows for form in self.forms), default=1)
         cols = max((form.cols * form.run for form in self.forms), default=1)

@@ -39,6 +39,7 @@ struct alignas(64) Count { std::atomic<i64> taken{0}; };   // pieces, on a cache
 struct Common {
     std::vector<Count> measured, applied;              // by thread
     int decision = 0;
+    explicit Common(int threads) : measured(threads), applied(threads) {}
 };
 
 struct Step {
@@ -134,20 +135,26 @@ struct Step {
         return all((const A*)out + rows.begin * f.cols, (rows.end - rows.begin) * f.cols);
     }
 
-    void measure() const {
-        for (i64 k = 0; k < recipe.block_count; k++) recipe.totals[k * recipe.threads + thread] = 0;
-        auto form = [&](i64 k) -> const Form& { return recipe.forms[recipe.blocks[k].form]; };
-        auto skipped = [&](i64 k) { return !recipe.blocks[k].sums || recipe.blocks[k].picked_count; };
-        in_pieces(common.measured, recipe.block_count, form, skipped, [&](i64 k, Share rows) {
-            const Block& b = recipe.blocks[k];
-            const Source& source = recipe.sources[b.source];
-            with_dtype(source.dtype, [&](auto w) {
-                auto* data = (const decltype(w)*)source.data;
-                accumulate(recipe.totals[k * recipe.threads + thread],
-                           b.wide ? sum_rows(data, form(k), (double*)b.sums, rows)
-                                  : sum_rows(data, form(k), (float*)b.sums, rows));
-            });
+    void sum_block(i64 k, Share rows) const {
+        const Block& b = recipe.blocks[k];
+        const Form& f = recipe.forms[b.form];
+        const Source& source = recipe.sources[b.source];
+        with_dtype(source.dtype, [&](auto w) {
+            auto* data = (const decltype(w)*)source.data;
+            accumulate(recipe.totals[k * recipe.threads + thread],
+                       b.wide ? sum_rows(data, f, (double*)b.sums, rows)
+                              : sum_rows(data, f, (float*)b.sums, rows));
         });
+    }
+
+    // summed: blocks whose cells are known already.
+    template <class Summed> void measure(Summed summed) const {
+        auto form = [&](i64 k) -> const Form& { return recipe.forms[recipe.blocks[k].form]; };
+        auto skipped = [&](i64 k) {
+            return !recipe.blocks[k].sums || recipe.blocks[k].picked_count || summed(k);
+        };
+        in_pieces(common.measured, recipe.block_count, form, skipped,
+                  [&](i64 k, Share rows) { sum_block(k, rows); });
     }
     template <class A> double all(const A* x, i64 n) const {
         return largest() ? along<LARGEST_VALUES>(x, Ones(), n) : along<VALUES>(x, Ones(), n);
@@ -172,6 +179,12 @@ struct Step {
 
     // ---- solve: marginals
 
+    // A denormal sum has no digits left: the unit counts as dead.
+    template <class A> void weigh(double* out, Share part, double weight) const {
+        for (i64 k = part.begin; k < part.end; k++)
+            out[k] = out[k] < std::numeric_limits<A>::min() ? 0 : out[k] * weight;
+    }
+
     template <Mode M, class W>
     void marginal(const Pass& pass, const W* w, bool first, double& total) const {
         using A = Wide<W>;
@@ -191,10 +204,7 @@ struct Step {
             if (v) along_rows<M>(w, v, rows.begin, rows.end, n, pass.out);
             else along_rows<M>(w, Ones(), rows.begin, rows.end, n, pass.out);
             if (keep_total) total = all(pass.out + rows.begin, rows.end - rows.begin);
-            for (i64 o = rows.begin; o < rows.end; o++) {
-                double sum = pass.out[o];
-                pass.out[o] = sum < std::numeric_limits<A>::min() ? 0 : sum * shift * b.weight;
-            }
+            weigh<A>(pass.out, rows, shift * b.weight);
         } else {
             double* out = pass.out + thread * n;
             const A* a = nullptr;
@@ -203,9 +213,7 @@ struct Step {
             A* acc = narrowed + f.rows;
             across<M>(w, a, rows.begin, rows.end, n, acc, out);
             if (keep_total) total = all(out, n);
-            for (i64 j = 0; j < n; j++) {
-                out[j] = out[j] < std::numeric_limits<A>::min() ? 0 : out[j] * shift * b.weight;
-            }
+            weigh<A>(out, {0, n}, shift * b.weight);
         }
     }
 
@@ -416,17 +424,18 @@ struct Step {
 
     // ---- all of it
 
-    void run() const {
+    void begin() const {
         for (i64 v = thread; v < width() * recipe.power_count; v += threads) recipe.e[v] = 1;
-        measure();
-        barrier();
-        if (thread == 0) pick();
-        barrier();
+        for (i64 k = 0; k < recipe.block_count; k++) recipe.totals[k * recipe.threads + thread] = 0;
+    }
+
+    // pass(number, first): runs a pass; first: no factor has moved since the block was measured.
+    template <class P> void cycles(P pass) const {
         for (i64 cycle = 0; cycle < recipe.cycles; cycle++)
             for (i64 k = 0; k < recipe.batch_count; k++) {
                 const Batch& batch = recipe.batches[k];
                 for (i64 j = batch.pass_begin; j < batch.pass_end; j++)
-                    run_pass(recipe.passes[j], cycle == 0 && recipe.passes[j].first);
+                    pass(j, cycle == 0 && recipe.passes[j].first);
                 barrier();
                 for (i64 j = batch.group_begin; j < batch.group_end; j++) {
                     const Group& g = recipe.groups[j];
@@ -441,14 +450,28 @@ struct Step {
                 }
                 barrier();
             }
+    }
+
+    // The factors of every write; false, and none, where a number is not finite or too large.
+    bool make_factors() const {
         if (thread == 0) common.decision = decide();
         barrier();
-        if (!common.decision) return;
+        if (!common.decision) return false;
         make_powers();
         barrier();
         for (i64 k = thread; k < recipe.scaler_count; k += threads) make_scaler(recipe.scalers[k]);
         barrier();
-        apply();
+        return true;
+    }
+
+    void run() const {
+        begin();
+        measure([](i64) { return false; });
+        barrier();
+        if (thread == 0) pick();
+        barrier();
+        cycles([&](i64 number, bool first) { run_pass(recipe.passes[number], first); });
+        if (make_factors()) apply();
     }
 
     static void barrier() {
@@ -458,21 +481,61 @@ struct Step {
     }
 };
 
+// What `work(thread, threads)` does, by so many threads.
+template <class Work> void in_parallel(int threads, Work work) {
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+    work(omp_get_thread_num(), omp_get_num_threads());
+#else
+    work(0, 1);
+#endif
+}
+
 }  // namespace
+
+#include "fused.h"
 
 extern "C" {
 
 // 1: everything was multiplied; 0: nothing was written.
 int enorm_run(const Recipe* recipe, int threads) {
     if (threads > recipe->threads) threads = int(recipe->threads);
-    Common common{std::vector<Count>(threads), std::vector<Count>(threads)};
-#ifdef _OPENMP
-#pragma omp parallel num_threads(threads)
-    Step{*recipe, common, omp_get_thread_num(), omp_get_num_threads()}.run();
-#else
-    Step{*recipe, common, 0, 1}.run();
-#endif
+    Common common(threads);
+    in_parallel(threads, [&](int thread, int team) { Step{*recipe, common, thread, team}.run(); });
     return common.decision;
+}
+
+// Parameters are updated in any case. 1: the factors of the next update are known; 0: a number was
+// not finite or too large for them.
+int enorm_fused(const Recipe* recipe, const Fused* fused, int threads) {
+    if (threads > recipe->threads) threads = int(recipe->threads);
+    Common common(threads);
+    in_parallel(threads, [&](int thread, int team) {
+        FusedStep(*recipe, common, thread, team, *fused).run();
+    });
+    return common.decision;
+}
+
+// max |x| over tensors; NaN or inf if any entry is. data: nullptr for none.
+double enorm_largest(const void* const* data, const i64* dtypes, const i64* sizes, i64 count,
+                     int threads) {
+    std::vector<double> found(threads, 0.0);
+    in_parallel(threads, [&](int thread, int team) {
+        double most = 0;
+        for (i64 k = 0; k < count; k++) {
+            if (!data[k]) continue;
+            const Share part = share(sizes[k], 1, thread, team);
+            with_dtype(dtypes[k], [&](auto w) {
+                const double x = along<MAXIMA>((const decltype(w)*)data[k] + part.begin, Ones(),
+                                               part.end - part.begin);
+                most = join(most, x, true) + (x - x);
+            });
+        }
+        found[thread] = most;
+    });
+    double most = 0;
+    for (double x : found) most = join(most, x, true) + (x - x);
+    return most;
 }
 
 int enorm_has_half() {

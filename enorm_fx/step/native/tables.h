@@ -61,3 +61,28 @@ struct Recipe {
     const Scaler* scalers; i64 scaler_count;
     const Write* writes; i64 write_count;
 };
+
+// What an optimizer's step does to a parameter, in one pass with the factors that wait for it.
+enum { PLAIN, MOMENTUM, ADAM, AMSGRAD };
+struct Rates {            // y = sign * g + decay * w
+    double sign, decay, shrink, rate;                  // w <- shrink * w - rate * (the update)
+    double keep, take, direct, through;                // m <- keep * m + take * y
+    double keep2, take2, root, eps;                    // v <- keep2 * v + take2 * y * y
+};
+struct Update {           // buffers: the momentum; or the two means, and the maximum of the second
+    void *weight, *first, *second, *third;
+    i64 dtype, kind, size, width;                      // width: entries in a row of up and down
+    const Scaler *up, *down;                           // factors of w and of g; nullptr: none wait
+};
+struct Rest { i64 update, block; };                    // block: whose cells it has, or -1
+struct Fused {
+    const Update* updates;
+    const void* const* gradients;                      // by update; nullptr: there is none
+    const Rates* rates;
+    const i64* rates_of;                               // by update
+    const i64* of_pass;                                // by pass, what it updates before, or -1
+    const Rest* rest;                                  // updates that no pass does
+    i64 rest_count;
+    const i64* summed;                                 // by block: 1 if one of the rest sums it
+    double* reach;                                     // out: max |u|
+};

@@ -73,7 +73,30 @@ Recipe = _struct(
     writes=POINTER,
     write_count=INT,
 )
-_STRUCTS = (Terms, Form, Source, Block, Pass, Touch, Group, Batch, Check, Write, Scaler, Recipe)
+Rates = _struct(
+    "Rates",
+    **dict.fromkeys(
+        ("sign", "decay", "shrink", "rate", "keep", "take", "direct", "through"), DOUBLE
+    ),
+    **dict.fromkeys(("keep2", "take2", "root", "eps"), DOUBLE),
+)
+Update = _struct(
+    "Update",
+    **dict.fromkeys(("weight", "first", "second", "third"), POINTER),
+    **_ints("dtype", "kind", "size", "width"),
+    **dict.fromkeys(("up", "down"), POINTER),
+)
+Rest = _struct("Rest", **_ints("update", "block"))
+Fused = _struct(
+    "Fused",
+    **dict.fromkeys(("updates", "gradients", "rates", "rates_of", "of_pass", "rest"), POINTER),
+    rest_count=INT,
+    **dict.fromkeys(("summed", "reach"), POINTER),
+)
+_STRUCTS = (
+    *(Terms, Form, Source, Block, Pass, Touch, Group, Batch, Check, Write, Scaler, Recipe),
+    *(Rates, Update, Rest, Fused),
+)
 
 TILE = 4096  # columns that a thread takes at a time
 MOST_SIDES = 16  # kinds of exponents in a group

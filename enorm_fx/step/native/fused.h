@@ -1,0 +1,178 @@
+// One pass: what an optimizer does to its parameters, on weights that take the factors of the step
+// before, and the solution of the next step's factors from the weights that it has just written.
+//
+// Factors that wait: w <- d w, buffers by their power of d, g <- g / d, all in registers. Included by
+// step.cpp, whose Step measures and solves.
+
+#pragma once
+
+#include <type_traits>
+
+#include "tables.h"
+
+namespace {
+
+constexpr i64 CHUNK = 1 << 14;                         // entries that are summed while in the cache
+
+// One line of entries that share a factor by row: up and down are by_row * col and its inverse.
+// kind: see Update; SCALED: factors wait; STEPPED: there is a gradient.
+template <class W, int KIND, bool SCALED, bool STEPPED>
+void update_line(W* w, const W* g, W* a, W* b, W* c, const W* up, const W* down, W up_row,
+                 W down_row, i64 n, const Rates& r) {
+    const W sign = W(r.sign), decay = W(r.decay), shrink = W(r.shrink), rate = W(r.rate);
+    const W keep = W(r.keep), take = W(r.take), direct = W(r.direct), through = W(r.through);
+    const W keep2 = W(r.keep2), take2 = W(r.take2), root = W(r.root), eps = W(r.eps);
+#pragma omp simd
+    for (i64 j = 0; j < n; j++) {
+        const W factor = SCALED ? up_row * up[j] : W(1), inverse = SCALED ? down_row * down[j] : W(1);
+        W x = SCALED ? w[j] * factor : w[j], y = 0;
+        if (STEPPED) y = sign * (SCALED ? g[j] * inverse : g[j]) + decay * x;
+        if (KIND == PLAIN) {
+            if (STEPPED) x -= rate * y;
+        } else if (KIND == MOMENTUM) {
+            W m = SCALED ? a[j] * inverse : a[j];
+            if (STEPPED) m = keep * m + take * y, x -= rate * (direct * y + through * m);
+            a[j] = m;
+        } else {
+            W m = SCALED ? a[j] * inverse : a[j], v = SCALED ? b[j] * (inverse * inverse) : b[j];
+            W most = 0;
+            if (KIND == AMSGRAD) most = SCALED ? c[j] * (inverse * inverse) : c[j];
+            if (STEPPED) {
+                m += take * (y - m);
+                v = keep2 * v + take2 * y * y;
+                if (KIND == AMSGRAD) most = v > most ? v : most;
+                x = x * shrink - rate * m / (std::sqrt(KIND == AMSGRAD ? most : v) * root + eps);
+            }
+            a[j] = m, b[j] = v;
+            if (KIND == AMSGRAD) c[j] = most;
+        }
+        w[j] = x;
+    }
+}
+
+// Entries begin <= k < end of a parameter and of its buffers, in memory order.
+template <class W, int KIND, bool SCALED, bool STEPPED>
+void update_range(const Update& u, const W* g, const Rates& r, i64 begin, i64 end) {
+    W *w = (W*)u.weight, *a = (W*)u.first, *b = (W*)u.second, *c = (W*)u.third;
+    const i64 n = SCALED ? u.width : u.size;
+    for (i64 k = begin; k < end;) {
+        const i64 row = k / n, at = k - row * n, stop = row * n + n < end ? row * n + n : end;
+        const W *up = nullptr, *down = nullptr;
+        W up_row = 1, down_row = 1;
+        if (SCALED) {
+            up = (const W*)u.up->col + at, down = (const W*)u.down->col + at;
+            up_row = W(u.up->row[row]), down_row = W(u.down->row[row]);
+        }
+        update_line<W, KIND, SCALED, STEPPED>(w + k, g + (STEPPED ? k : 0), a + (a ? k : 0),
+                                              b + (b ? k : 0), c + (c ? k : 0), up, down, up_row,
+                                              down_row, stop - k, r);
+        k = stop;
+    }
+}
+
+template <class W, int KIND>
+void update_range(const Update& u, const void* gradient, const Rates& r, i64 begin, i64 end) {
+    const W* g = (const W*)gradient;
+    if (u.up && g) update_range<W, KIND, true, true>(u, g, r, begin, end);
+    else if (u.up) update_range<W, KIND, true, false>(u, g, r, begin, end);
+    else if (g) update_range<W, KIND, false, true>(u, g, r, begin, end);
+}
+
+template <class W>
+void update_range(const Update& u, const void* gradient, const Rates& r, i64 begin, i64 end) {
+    if (u.kind == PLAIN) update_range<W, PLAIN>(u, gradient, r, begin, end);
+    else if (u.kind == MOMENTUM) update_range<W, MOMENTUM>(u, gradient, r, begin, end);
+    else if (u.kind == ADAM) update_range<W, ADAM>(u, gradient, r, begin, end);
+    else update_range<W, AMSGRAD>(u, gradient, r, begin, end);
+}
+
+struct FusedStep : Step {
+    const Fused& fused;
+
+    FusedStep(const Recipe& recipe, Common& common, int thread, int threads, const Fused& fused)
+        : Step{recipe, common, thread, threads}, fused(fused) {}
+
+    void update(i64 number, i64 begin, i64 end) const {
+        const Update& u = fused.updates[number];
+        const void* g = fused.gradients[number];
+        const Rates& r = fused.rates[fused.rates_of[number]];
+        if (u.dtype == DOUBLE) update_range<double>(u, g, r, begin, end);
+        else update_range<float>(u, g, r, begin, end);
+    }
+
+    // Parameters whose sums no pass takes from their own memory. Those with cells of their own are
+    // summed piece by piece, in the pieces of `measure`.
+    void update_rest() const {
+        auto form = [&](i64 k) -> Form {
+            const Rest& rest = fused.rest[k];
+            if (rest.block >= 0) return recipe.forms[recipe.blocks[rest.block].form];
+            return Form{fused.updates[rest.update].size, 1, 1, {}, {}};
+        };
+        auto skipped = [](i64) { return false; };
+        in_pieces(common.applied, fused.rest_count, form, skipped, [&](i64 k, Share rows) {
+            const Rest& rest = fused.rest[k];
+            const Form f = form(k);
+            const i64 n = f.cols * f.run;
+            update(rest.update, rows.begin * n, rows.end * n);
+            if (rest.block >= 0) sum_block(rest.block, rows);
+        });
+    }
+
+    // Row by row: update, then sum what has just been written. Every later pass reads it anew.
+    template <Mode M, class W>
+    void first_pass(const Pass& pass, const W* w, i64 number, double& total) const {
+        using A = Wide<W>;
+        const Form& f = recipe.forms[recipe.blocks[pass.block].form];
+        const i64 n = f.cols, height = n < CHUNK ? CHUNK / n : 1;
+        const Share rows = share(f.rows, n, thread, threads);
+        double *out = pass.over_rows ? pass.out + thread * n : pass.out, *part = scratch();
+        A* acc = (A*)(part + n);
+        if (pass.over_rows)
+            for (i64 j = 0; j < n; j++) out[j] = 0;
+        for (i64 o = rows.begin; o < rows.end; o += height) {
+            const i64 end = o + height < rows.end ? o + height : rows.end;
+            if (number >= 0) update(number, o * n, end * n);
+            if (!pass.over_rows) {
+                along_rows<M>(w, Ones(), o, end, n, out);
+                continue;
+            }
+            across<M>(w, (const A*)nullptr, o, end, n, acc, part);
+            for (i64 j = 0; j < n; j++)
+                out[j] = joins_by_max(M) ? join(out[j], part[j], true) + (part[j] - part[j])
+                                         : out[j] + part[j];
+        }
+        Share summed = pass.over_rows ? Share{0, n} : rows;
+        total = all(out + summed.begin, summed.end - summed.begin);
+        weigh<A>(out, summed, recipe.blocks[pass.block].weight);
+    }
+
+    void run_first_pass(const Pass& pass, i64 number) const {
+        const Block& b = recipe.blocks[pass.block];
+        double& total = recipe.totals[pass.block * recipe.threads + thread];
+        const Source& source = recipe.sources[b.source];
+        with_dtype(source.dtype, [&](auto kind) {
+            auto* w = (const decltype(kind)*)source.data;
+            if (largest()) first_pass<MAXIMA>(pass, w, number, total);
+            else if (recipe.p == 1) first_pass<ABSOLUTES>(pass, w, number, total);
+            else first_pass<SQUARES>(pass, w, number, total);
+        });
+    }
+
+    void run() const {
+        begin();
+        update_rest();
+        measure([&](i64 k) { return fused.summed[k] != 0; });
+        barrier();
+        if (thread == 0) pick();
+        barrier();
+        cycles([&](i64 number, bool first) {
+            const Pass& pass = recipe.passes[number];
+            if (first && !recipe.blocks[pass.block].sums) run_first_pass(pass, fused.of_pass[number]);
+            else run_pass(pass, first);
+        });
+        make_factors();
+        if (thread == 0) *fused.reach = largest_log_scale();
+    }
+};
+
+}  // namespace
