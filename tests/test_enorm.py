@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from enorm_fx import analyze
 from enorm_fx.enorm import ENorm
 from enorm_fx.errors import ArgumentError, NonFiniteError, OptimizerStateError, PlanError
 from enorm_fx.step.apply import rescale_
@@ -326,3 +327,28 @@ def test_importing_it_loads_nothing_heavy() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_of_a_pipeline_each_stage_is_balanced_by_itself() -> None:
+    """Weights of a stage that is elsewhere hold no data here: a group with them is refused."""
+
+    def layers() -> nn.Sequential:
+        return nn.Sequential(
+            nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)
+        )
+
+    with torch.device("meta"):
+        whole, example = layers(), torch.randn(2, 4)
+    plan = analyze(whole, example)
+    stage = layers()[:3]
+    whole[0], whole[2] = stage[0], stage[2]
+    before = [p.detach().clone() for p in stage.parameters()]
+    with pytest.raises(
+        PlanError, match=r"'4\.weight' is torch\.float32 on meta.*analyze the stage"
+    ):
+        ENorm(plan, last_layer=True).step()
+    assert all(map(torch.equal, stage.parameters(), before))
+    own = analyze(stage, torch.randn(2, 4))
+    assert own.num_scales == 8
+    ENorm(own, last_layer=True).step()
+    assert not torch.equal(stage[0].weight, before[0])

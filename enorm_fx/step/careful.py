@@ -377,7 +377,7 @@ def _checked(model: nn.Module, entry: Entry) -> nn.Parameter:
     if not parameter.dtype.is_floating_point or parameter.is_meta:
         raise PlanError(
             f"'{entry.name}' is {parameter.dtype} on {parameter.device}; only real floating point "
-            "weights that hold data can be rescaled"
+            "weights that hold data can be rescaled. Of a pipeline, analyze the stage that is here"
         )
     return parameter
 
