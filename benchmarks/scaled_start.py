@@ -43,7 +43,7 @@ GUESSING = math.log(10)
 WAYS: dict[str, dict[str, Any] | None] = {
     "balanced network, SGD": None,
     "SGD": {},
-    "ENorm": {"start": "balanced"},
+    "ENorm": {"start": "balanced", "last_layer": False},
     "ENorm, last_layer": {"start": "balanced", "last_layer": True},
     "ENorm, last_layer, as_is": {"start": "as_is", "last_layer": True},
 }

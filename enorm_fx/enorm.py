@@ -69,7 +69,8 @@ class ENorm:
                    "simultaneous": all factors from the norms at the start of the cycle.
                    "alternating": a call moves the groups of one colour only, colours take turns by
                    the count of calls; `cycles` is then the turns that one call makes.
-    last_layer:    False leaves out every group that moves a last weight, as the authors' code does.
+    last_layer:    False leaves out every group that moves a last weight, as the authors' code does:
+                   these then stay as badly scaled as they are, in a residual network the stream.
     exact:         round factors to powers of two: outputs stay the same to the last bit, while
                    weights and activations stay normal numbers of their dtype.
     start:         "balanced": at the optimum that steps go to, by the same groups, p, c and exact.
@@ -114,7 +115,7 @@ class ENorm:
         cycles: int = 1,
         every: int = 1,
         order: str = "sequential",
-        last_layer: bool = False,
+        last_layer: bool = True,
         exact: bool = False,
         start: str = "balanced",
         converge: bool = False,

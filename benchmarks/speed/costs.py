@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed.bench import Bench, try_enorm
+from benchmarks.speed.bench import OURS, Bench, try_enorm
 from benchmarks.speed.interleave import Contender, kernel_launches, summary
 from benchmarks.speed.networks import Network, describe, set_up
 from benchmarks.speed.plain_loop import PlainLoop
@@ -27,7 +27,7 @@ def step_costs(network: Network, bench: Bench, bandwidth: Mapping[str, float]) -
     """
     setup, plan = bench.set_up(network, network.own)
     skipped: dict[str, str] = {}
-    usual = ENorm(plan, setup.optimizer, backend=bench.usual, start="as_is")
+    usual = ENorm(plan, setup.optimizer, backend=bench.usual, **OURS)
     usual.step()
     enorms = {
         name: enorm
@@ -148,7 +148,7 @@ def training_costs(network: Network, bench: Bench) -> dict[str, Any]:
     torch.manual_seed(bench.seed)
     setups = {norm: set_up(network, norm, bench.device) for norm in network.norms}
     own = setups[network.own]
-    enorm = ENorm(own.analyze(), own.optimizer, backend=bench.usual, start="as_is")
+    enorm = ENorm(own.analyze(), own.optimizer, backend=bench.usual, **OURS)
     contenders = [Contender(f"train {norm}", setup.train_step) for norm, setup in setups.items()]
     seconds = bench.measure([*contenders, Contender("enorm", enorm.step, own.train_step)])
     base = "none" if "none" in setups else network.own

@@ -81,6 +81,14 @@ _settings = [
     *grid([_DIGITS_RESIDUAL], over("sigma", 1.0), _MAIN_CHANGES, [_SGD], over("lr", 0.03, 0.1)),
 ]
 
+# The residual network for long enough to learn, from worse starts too.
+_residual_start = grid(
+    [{**_DIGITS_RESIDUAL, "epochs": 24, **_SGD}],
+    over("sigma", 0.0, 1.0, 2.0),
+    _WAYS,
+    over("lr", 0.03, 0.1),
+)
+
 _BATCHES = {
     2: (0.0003, 0.001, 0.003),
     4: (0.001, 0.003, 0.01),
@@ -150,6 +158,7 @@ ALONG = grid([_MLP], [{**_SGD, "lr": 0.03}, {**_ADAMW, "lr": 0.003}], [_ALONE, *
 QUESTIONS: dict[str, list[dict[str, Any]]] = {
     "scaled_start": _scaled_start,
     "settings": _settings,
+    "residual_start": _residual_start,
     "small_batches": _small_batches,
     "depth": _depth,
     "residual": _residual,

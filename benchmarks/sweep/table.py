@@ -87,6 +87,9 @@ TABLES = [
             ),
         },
     ),
+    Table("residual start", "residual_start", {},
+          {f"sigma {sigma:g}": {"sigma": sigma} for sigma in (0.0, 1.0, 2.0)},
+          _against("alone", *_USUAL)),
     Table(
         "batches", "small_batches", {}, {f"{n} images": {"batch_size": n} for n in (2, 4, 16, 64)},
         _against("none", "BatchNorm", "GroupNorm", "ENorm", "ENorm, last_layer"),

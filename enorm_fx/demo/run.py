@@ -41,13 +41,13 @@ from enorm_fx.errors import ArgumentError, EnormError
 from enorm_fx.model_plan import Plan
 
 TWO_LINES = """\
-enorm = enorm_fx.ENorm(model, optimizer, last_layer=True)   # once
+enorm = enorm_fx.ENorm(model, optimizer)  # once
 for images, labels in batches:
     loss = F.cross_entropy(model(images), labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    enorm.step()                          # after every optimizer step
+    enorm.step()                          # after every step of the optimizer
 """
 
 

@@ -109,7 +109,7 @@ def train(
     optimizer = torch.optim.SGD(
         model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
     )
-    enorm = ENorm(model, optimizer, last_layer=True) if use_enorm else None
+    enorm = ENorm(model, optimizer) if use_enorm else None
     shuffle = torch.Generator().manual_seed(seed)
     losses, steps, enorm_seconds, started = [], 0, 0.0, time.perf_counter()
     diverged_in = None

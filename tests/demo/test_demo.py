@@ -96,7 +96,7 @@ def test_picture_is_a_png(folder: Path) -> None:
 
 def test_output_shows_the_two_lines_and_every_pair(outcome: tuple[demo.Runs, str]) -> None:
     runs, text = outcome
-    assert "enorm = enorm_fx.ENorm(model, optimizer, " in text
+    assert "enorm = enorm_fx.ENorm(model, optimizer)" in text
     assert "enorm.step()" in text
     assert "One run each" in text
     plan = enorm_fx.analyze(demo.DigitReader(), torch.zeros(2, 1, 8, 8))

@@ -81,7 +81,15 @@ def largest_error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> flo
 
 def _check_steps(golden: Golden, order: str) -> float:
     case, optimizer = build(golden)
-    enorm = ENorm(case.plan, optimizer, c=golden.c, p=golden.p, order=order, start="as_is")
+    enorm = ENorm(
+        case.plan,
+        optimizer,
+        c=golden.c,
+        p=golden.p,
+        order=order,
+        last_layer=False,
+        start="as_is",
+    )
     worst = 0.0
     for step in range(1, max(golden.steps) + 1):
         enorm.step()

@@ -157,16 +157,16 @@ def test_a_step_keeps_the_function(kind: str) -> None:
     assert float((outputs(case) - before).abs().max() / before.abs().max()) < 1e-12
 
 
-def test_the_last_layer_stays_unless_asked_for() -> None:
+def test_the_last_layer_stays_if_asked_for() -> None:
     case = make("chain-linear")
     old = weights(case.model)
-    ENorm(case.plan, start="as_is").step()
+    ENorm(case.plan, last_layer=False, start="as_is").step()
     new = weights(case.model)
     last = case.plan.parameters[-2].name
     assert last == "layer_03.weight"
     assert same_bits({"w": new[last]}, {"w": old[last]})
     assert not same_bits({"w": new["layer_00.weight"]}, {"w": old["layer_00.weight"]})
-    ENorm(case.plan, last_layer=True, start="as_is").step()
+    ENorm(case.plan, start="as_is").step()
     assert not same_bits({"w": weights(case.model)[last]}, {"w": old[last]})
 
 
