@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, measure, write the JSON and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quantize", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="rescalings")
-    parser.add_argument("--images", type=int, default=10_000, help="of the test set, the first")
+    parser.add_argument("--images", type=int, default=3_000, help="of the test set, the first")
     parser.add_argument("--only", nargs="*", choices=BUILDERS, metavar="NETWORK")
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST")
     parser.add_argument("--cache", type=Path, required=True, help="for weights and records")

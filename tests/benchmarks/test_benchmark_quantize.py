@@ -1,10 +1,12 @@
 """The benchmark of quantization: its methods keep the function, its tables tell losses."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks._environment import RESULTS
 from benchmarks.data import Dataset
 from benchmarks.quantize import __main__ as benchmark
 from benchmarks.quantize.methods import METHODS, applied, pairwise_, rescaled
@@ -113,3 +115,9 @@ def test_a_run_trains_once_writes_its_record_and_takes_it_from_the_cache(
             found = row["quantized"][state][method]
             assert [f["float"] for f in found] == [row["float"]] * count
             assert all(set(f) == {"float", *SETTINGS} for f in found)
+
+
+def test_the_table_in_the_documentation_is_that_of_the_record():
+    record = json.loads((RESULTS / "quantize.json").read_text(encoding="utf-8"))
+    docs = Path(__file__).parents[2] / "docs" / "results.md"
+    assert table(record) in docs.read_text(encoding="utf-8")
