@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import pytest
 import torch
 
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+    # Tests compare folders in which they import modules: nothing of Python's may come into them.
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 
 @pytest.fixture(autouse=True)

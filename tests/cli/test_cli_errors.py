@@ -40,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (".relative:Net", "importing .relative failed: TypeError"),
         ("imports.py:Net", "No module named 'there_is_no_such_module' (at"),
         ("syntax.py:Net", "SyntaxError: invalid syntax (syntax.py, line 1)"),
-        ("nulls.py:Net", "SyntaxError"),
+        ("nulls.py:Net", "cannot contain null bytes"),
         ("quits.py:Net", "importing quits.py failed: SystemExit: bye"),
         ("raises.py:Net", "importing raises.py failed: E: at import"),
         ("net.py:number", "number in net.py is of type int"),
