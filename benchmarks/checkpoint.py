@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import torch
 from rich.console import Console
 
 from benchmarks._environment import RESULTS, environment, write_json
+from benchmarks._memory import peak
 
 SEED = 0
 _IMPORTS = (
@@ -140,7 +140,7 @@ def _balance(folder: Path) -> int:
 
     for name in _IMPORTS:
         import_module(name)
-    before, start = _peak(), time.perf_counter()
+    before, start = peak(), time.perf_counter()
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         status: int = import_module("enorm_fx.cli.main").main(
@@ -151,20 +151,11 @@ def _balance(folder: Path) -> int:
     kept = ("scales", "cycles", "norm_before", "norm_after", "verified")
     figures = {
         "seconds": seconds,
-        "peak_beyond_imports": _peak() - before,
+        "peak_beyond_imports": peak() - before,
         **{name: report.get(name) for name in kept},
     }
     print(json.dumps(figures))
     return status
-
-
-def _peak() -> int:
-    """The most memory that this process has had, in bytes (Linux).
-
-    From /proc, since the figure of getrusage begins at that of the process which started this one.
-    """
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
 
 def show(console: Console, record: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from torchvision.models import get_model
 
 import enorm_fx
-from benchmarks.analysis.point import peak
+from benchmarks._memory import peak
 
 _TORCHVISION = ("resnet50", "resnet152", "densenet121", "densenet201", "vit_l_16")
 
@@ -53,7 +53,7 @@ def measure(build: Callable[[], tuple[nn.Module, Any]], repeats: int) -> dict[st
         "slowest": max(seconds[1:]),
         "scales": plan.num_scales,
         "groups": len(plan.groups),
-        "peak_growth_mib": (peak() - before) / 1024,
+        "peak_growth_mib": (peak() - before) / 2**20,
     }
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks._memory import peak
 from benchmarks.analysis.networks import BUILDERS, WIDTH, build, chain
 
 
@@ -73,15 +73,10 @@ def measure(name: str, kind: str, size: int, repeats: int) -> dict[str, Any]:
         "seconds": statistics.median(seconds),
         "fastest": min(seconds),
         "slowest": max(seconds),
-        "peak_growth_mib": (peak() - before) / 1024,
-        "peak_mib": peak() / 1024,
+        "peak_growth_mib": (peak() - before) / 2**20,
+        "peak_mib": peak() / 2**20,
         "regions": regions,
     }
-
-
-def peak() -> float:
-    """Peak of resident memory so far, KiB (as Linux counts it)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main(argv: list[str] | None = None) -> int:
