@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks._environment import RESULTS
 from benchmarks.speed import fused
 from benchmarks.speed.networks import Network, stack
 
@@ -34,3 +35,8 @@ def test_it_measures_and_writes_what_it_shows(
     assert table in capsys.readouterr().out
     assert table.count("\n| tiny | ") == 2
     assert str(tmp_path) not in out.read_text()
+
+
+def test_the_readme_has_the_table_of_the_committed_run() -> None:
+    record = json.loads((RESULTS / "speed_fused.json").read_text())
+    assert fused.markdown(record) in (RESULTS.parents[1] / "README.md").read_text()
