@@ -32,7 +32,7 @@ from enorm_fx.errors import ArgumentError
 if TYPE_CHECKING:
     from enorm_fx.checkpoints.checkpoint import Checkpoint
 
-_ROOM = 1 << 28  # bytes for sums over the weights, beside one weight at a time
+_ROOM = 1 << 26  # bytes for sums over the weights, beside one weight at a time
 _TOLERANCE = 1e-10  # the gap to stop at
 
 
