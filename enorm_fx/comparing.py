@@ -16,7 +16,7 @@ from enorm_fx.errors import ArgumentError, NonFiniteError
 from enorm_fx.fingerprinting import evaluating
 from enorm_fx.model_plan import Plan
 from enorm_fx.plan.records import ScaledParameter
-from enorm_fx.report.names import plural, short
+from enorm_fx.report.names import figure, plural, short
 from enorm_fx.step.checks import is_finite
 
 _COUNTERS = "num_batches_tracked"  # of BatchNorm: a count of calls, no weight
@@ -70,9 +70,9 @@ class Comparison:
     def _lines(self) -> Iterator[str]:
         yield f"{plural(len(self.tensors), 'tensor')}, relative l_2 distance"
         rows = [("", "as they are", "canonical form")]
-        rows += [(short(d.name), _figure(d.before), _figure(d.after)) for d in self.shown(_SHOWN)]
+        rows += [(short(d.name), figure(d.before), figure(d.after)) for d in self.shown(_SHOWN)]
         left = len(self.tensors) - (len(rows) - 1)
-        rows.append(("all together", _figure(self.before), _figure(self.after)))
+        rows.append(("all together", figure(self.before), figure(self.after)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for name, *numbers in rows:
             cells = [n.rjust(w) for n, w in zip(numbers, widths[1:], strict=True)]
@@ -85,10 +85,6 @@ class Comparison:
         worst = sorted(self.tensors, key=lambda d: (d.after, d.before), reverse=True)[:most]
         kept = {d.name for d in worst}
         return tuple(d for d in self.tensors if d.name in kept)
-
-
-def _figure(number: float) -> str:
-    return "0" if number == 0 else f"{number:.2e}"
 
 
 def compare(model_a: nn.Module, model_b: nn.Module, example_inputs: Any = None) -> Comparison:

@@ -25,7 +25,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.plot:
-        from enorm_fx.cli.distances import check_plot
+        from enorm_fx.report.before_after_plot import check_plot
 
         check_plot(arguments.plot)
     from enorm_fx.comparing import compare
@@ -49,15 +49,17 @@ def _run(arguments: argparse.Namespace) -> int:
 def _print(found: Comparison, arguments: argparse.Namespace) -> None:
     from rich.table import Table
 
+    from enorm_fx.report.names import figure
+
     console = terminal()
     table = Table(box=None, pad_edge=False)
     table.add_column("relative l2 distance", overflow="fold")
     table.add_column("as they are", justify="right")
     table.add_column("canonical form", justify="right")
     for distance in found.tensors:
-        table.add_row(distance.name, _figure(distance.before), _figure(distance.after))
+        table.add_row(distance.name, figure(distance.before), figure(distance.after))
     table.add_section()
-    table.add_row("all together", _figure(found.before), _figure(found.after))
+    table.add_row("all together", figure(found.before), figure(found.after))
     console.print(table)
     console.print()
     console.print(_sentence(found))
@@ -79,10 +81,6 @@ def _sentence(found: Comparison) -> str:
         "rounding: they are not rescalings of one network. (A change in one moves the scales of "
         "its neighbours too, and their biases.)"
     )
-
-
-def _figure(number: float) -> str:
-    return "0" if number == 0 else f"{number:.2e}"
 
 
 COMMAND = Command(

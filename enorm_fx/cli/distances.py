@@ -13,20 +13,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, as in the demo's picture: told apart by colour-blind readers.
 _AS_THEY_ARE, _CANONICAL, _QUIET = "#D55E00", "#0072B2", "#999999"
-_FORMATS = (".png", ".svg", ".pdf")
 _LINE, _TALLEST = 0.21, 60.0  # inches for a tensor, and for the picture
-
-
-def check_plot(path: Path) -> None:
-    """Raises ArgumentError where no plot can be drawn, or none of this name."""
-    if path.suffix.lower() not in _FORMATS:
-        raise ArgumentError(f"--plot {path}: the name must end in {', '.join(_FORMATS)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ArgumentError(
-            "--plot needs matplotlib, which is not installed: pip install 'enorm-fx[plot]'"
-        ) from error
 
 
 def draw(found: Comparison, names: tuple[str, str], path: Path) -> None:

@@ -134,3 +134,8 @@ def _without(parts: list[str], place: int) -> tuple[str, ...]:
         return tuple(parts)
     zeros = parts[at][: len(parts[at]) - len(str(int(parts[at])))]
     return (*parts[:at], zeros, *parts[at + 1 :])
+
+
+def figure(number: float) -> str:
+    """A relative distance, with three digits; 0 is exact."""
+    return "0" if number == 0 else f"{number:.2e}"

@@ -190,7 +190,7 @@ def _checked(context: Context, node: Node, label: Any, values: list[Any]) -> Any
 
 def _decided(context: Context, node: Node, label: Any) -> Any:
     """The label of a result that something is written into: zeros do not fit every label then."""
-    if isinstance(label, Label) and node.out.dtype in _FLOATING:
+    if isinstance(label, Label) and isinstance(node.out, Spec) and node.out.dtype in _FLOATING:
         zeros = node.op in GIVES_ZEROS and not _writes_elsewhere(node)
         return context.zeros(label.shape) if zeros or label.wild else label
     return replaced(Label, label, lambda own: replace(own, wild=False) if own.wild else own)

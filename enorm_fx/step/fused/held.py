@@ -17,6 +17,7 @@ from enorm_fx.step.fused.optimizers import ADAM, BUFFERS, Rates, Sizes, after, k
 from enorm_fx.step.memory import check_plain
 
 _ROOM = 8.0  # what is left between a bound and the end of a range, for rounding
+_FARTHEST = 700.0  # of a logarithm, where exp overflows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,6 +117,11 @@ def _largest(tensors: list[Tensor]) -> list[float]:
 def _refuse(what: str, tensor: Tensor) -> None:
     bad = int((~tensor.isfinite()).sum())
     raise NonFiniteError(f"{what} has {bad} entries that are not finite; nothing was written")
+
+
+def reach_of(farthest: float) -> float:
+    """What no factor and no inverse of one is larger than, of the largest |log factor|."""
+    return math.exp(farthest) if farthest < _FARTHEST else math.inf
 
 
 @dataclass(frozen=True, slots=True)

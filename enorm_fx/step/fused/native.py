@@ -23,6 +23,7 @@ from enorm_fx.step.fused.held import (
     check_gradients,
     check_held,
     limits_of,
+    reach_of,
     steps_of,
 )
 from enorm_fx.step.fused.optimizers import BUFFERS, PLAIN, Sizes, kind_of, rates_of
@@ -34,8 +35,6 @@ from enorm_fx.step.native.backend import threads_now
 from enorm_fx.step.native.compiler import load
 from enorm_fx.step.native.pack import DTYPES, Packer, Unsupported, threads_for
 from enorm_fx.step.recipe import Recipe
-
-_FARTHEST = 700.0  # of logarithms, where exp overflows
 
 
 class NativeFused:
@@ -291,7 +290,7 @@ class NativeFused:
         if due is not None:
             if self._found != due and not self._find(due):
                 return False
-            reach = math.exp(min(_FARTHEST, self._fastest[due] * self._reach.value))
+            reach = reach_of(self._fastest[due] * self._reach.value)
         self._gradients[: len(pointers)] = list(pointers)
         gradient = self._library.enorm_largest(
             self._gradients, self._dtypes, self._lengths, len(pointers), threads_now(self._threads)

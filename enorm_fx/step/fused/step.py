@@ -8,7 +8,6 @@ function of the weights alone, so those that were found in advance are no more t
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,6 +25,7 @@ from enorm_fx.step.fused.held import (
     check_held,
     held_by,
     limits_of,
+    reach_of,
     steps_of,
 )
 from enorm_fx.step.fused.native import NativeFused
@@ -37,7 +37,6 @@ from enorm_fx.step.native.pack import Unsupported
 from enorm_fx.step.precision import full_precision
 
 Plain = Callable[[], None]
-_FARTHEST = 700.0  # of a logarithm, where exp overflows
 
 
 class FusedStep:
@@ -147,8 +146,7 @@ class FusedStep:
         careful.bind_()
         u, sizes = careful.solve(self._cycles)
         writes = careful.collect(self.optimizer, self._buffers, gradients=True)
-        farthest = careful.fastest * float(u.abs().amax())
-        reach = math.exp(farthest) if farthest < _FARTHEST else math.inf
+        reach = reach_of(careful.fastest * float(u.abs().amax()))
 
         def rescale_() -> None:
             with full_precision(careful.device):
