@@ -101,7 +101,7 @@ def test_a_plot_that_cannot_be_drawn(
 ) -> None:
     command = ["compare", "net.py:build", "a.safetensors", "b.pt", "--plot"]
     assert main([*command, "plot.txt"]) == 2
-    assert "the name must end in .png, .svg, .pdf" in capsys.readouterr().err
+    assert "name a file that ends in .pdf, .png, .svg" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main([*command, "plot.png"]) == 2
     assert "pip install 'enorm-fx[plot]'" in capsys.readouterr().err
