@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,19 +20,11 @@ from torch.utils.hooks import RemovableHandle
 from enorm_fx.analysis import as_plan
 from enorm_fx.errors import ArgumentError, EnormError
 from enorm_fx.model_plan import Plan
-from enorm_fx.plan.records import Group
 from enorm_fx.step.backends import BACKENDS, CHECKS
-from enorm_fx.step.careful import CarefulStep
-from enorm_fx.step.checks import (
-    check_count,
-    check_exact,
-    check_optimizer,
-    check_settings,
-)
-from enorm_fx.step.fused.optimizers import check_fusable
+from enorm_fx.step.checks import check_count, check_optimizer, check_settings
 from enorm_fx.step.fused.step import FusedStep
 from enorm_fx.step.fused.takeover import TakenOver
-from enorm_fx.step.layout import Turns, alternating_turns
+from enorm_fx.step.making import Maker
 from enorm_fx.step.optimizer_call import followed_by, will_write
 from enorm_fx.step.optimum import to_optimum_
 from enorm_fx.step.runner import ConvergingRunner, StepRunner
@@ -143,49 +136,34 @@ class ENorm:
         self.plan = as_plan(plan_or_model)
         check_optimizer(self.plan, optimizer)
         self.optimizer = optimizer
-        self._settings: dict[str, Any] = settings
-        self._wanted, self._deferred = backend, check == "async"
-        self._check_backend(converge)
-        if fused:
-            self._check_fused(converge)
-        self._buffers = dict(buffers or {})
+        self._maker = Maker(
+            self.plan, settings, optimizer, dict(buffers or {}), backend, check == "async"
+        )
+        self._maker.check(fused)
         self._calls = self._refused = 0
         self._seconds = 0.0
         self._started = start == "as_is" or not self.plan.exact
         self._start_hook: RemovableHandle | None = None
         self._handle: RemovableHandle | None = None
         self._taken = None if optimizer is None or not fused else self._taking(optimizer)
-        self._fused = self._make_fused()
-        self._steps = () if fused else self._make_steps()
+        self._fused: FusedStep | None = None
+        self._steps: tuple[StepRunner | ConvergingRunner, ...] = ()
+        self._make_()
         if self._taken is None:
             self._await_start()
         else:
             self._taken.take_()
 
-    def _check_backend(self, converge: bool) -> None:
-        if converge and self._wanted not in ("auto", "eager"):
-            raise ArgumentError(
-                f"converge=True runs as torch operations, not by backend={self._wanted!r}: leave "
-                "backend at 'auto'"
-            )
+    @property
+    def _settings(self) -> Mapping[str, Any]:
+        return self._maker.settings
 
-    def _check_fused(self, converge: bool) -> None:
-        if self.optimizer is None:
-            raise ArgumentError("fused=True needs the optimizer: pass ENorm(model, optimizer)")
-        check_fusable(self.optimizer)
-        if not self.plan.exact:
-            raise ArgumentError(
-                "fused=True needs a plan that keeps the function, and this one does not "
-                "(batchnorm='skip' across a BatchNorm): there a gradient does not follow from the "
-                "one before the rescaling. Analyze with batchnorm='affine', or use fused=False"
-            )
-        if converge:
-            raise ArgumentError("fused=True makes cycles, and converge=True makes none: choose one")
-        if self._deferred or self._wanted == "cudagraph":
-            raise ArgumentError(
-                "fused=True looks at gradients before it writes: leave check at 'sync' and backend "
-                "at 'auto'"
-            )
+    def _make_(self) -> None:
+        """Make what calls run, or what runs inside the optimizer's step."""
+        if self._taken is not None and self.optimizer is not None:
+            self._fused = self._maker.fused(self.optimizer)
+        else:
+            self._steps = self._maker.steps()
 
     def _taking(self, optimizer: Optimizer) -> TakenOver:
         return TakenOver(optimizer, self._step_optimizer_)
@@ -208,55 +186,6 @@ class ENorm:
             raise
         self._calls += 1
 
-    def _make_steps(self) -> tuple[StepRunner | ConvergingRunner, ...]:
-        """What calls run, one after the other and then again from the first."""
-        settings = self._settings
-        if settings["converge"]:
-            return (
-                ConvergingRunner(
-                    self._make_careful("sequential", wide=True),
-                    self.optimizer,
-                    self._buffers,
-                    exact=settings["exact"],
-                ),
-            )
-        return tuple(
-            StepRunner(
-                self._make_careful(order, wide=False),
-                self.optimizer,
-                self._buffers,
-                cycles=cycles,
-                backend=self._wanted,
-                deferred=self._deferred,
-            )
-            for order, cycles in self._orders()
-        )
-
-    def _make_fused(self) -> FusedStep | None:
-        """What runs inside the optimizer's step, if that is asked for."""
-        if self._taken is None or self.optimizer is None:
-            return None
-        orders = self._orders()
-        return FusedStep(
-            [self._make_careful(order, wide=False) for order, _ in orders],
-            self.optimizer,
-            self._buffers,
-            cycles=orders[0][1],
-            p=float(self._settings["p"]),
-            backend=self._wanted,
-        )
-
-    def _orders(self) -> list[tuple[str | Turns, int]]:
-        """Order and cycles of the calls, one after the other and then again from the first."""
-        order, cycles = self._settings["order"], self._settings["cycles"]
-        if order != "alternating":
-            return [(order, cycles)]
-        turns = alternating_turns(self.plan, _active(self.plan, self._settings["last_layer"]))
-        count = len(turns)
-        # A call with several turns begins where the one before it has ended.
-        starts = [tuple(turns[(k + j) % count] for j in range(cycles)) for k in range(count)]
-        return [(found, 1) for found in starts] or [((), 1)]
-
     def _turn(self, acted: int) -> int:
         """The number of what a call runs that comes after so many that have acted."""
         cycles: int = self._settings["cycles"]
@@ -266,21 +195,6 @@ class ENorm:
     def _next(self) -> StepRunner | ConvergingRunner:
         """What the next call that acts runs."""
         return self._steps[self._turn(self._calls // self._settings["every"])]
-
-    def _make_careful(self, order: str | Turns, wide: bool) -> CarefulStep:
-        settings, active = self._settings, _active(self.plan, self._settings["last_layer"])
-        if not isinstance(order, str):
-            moved = {group.start for turn in order for group in turn}
-            active = tuple(group for group in active if group.start in moved)
-        return CarefulStep(
-            self.plan,
-            active,
-            p=float(settings["p"]),
-            c=settings["c"],
-            order=order,
-            exact=check_exact(self.plan, settings["exact"]),
-            wide=wide,
-        )
 
     def _await_start(self) -> None:
         """Have the optimizer's next step begin with the start; no longer, once it is made."""
@@ -319,9 +233,9 @@ class ENorm:
         """
         (self._next if self._fused is None else self._fused).check()
         to_optimum_(
-            self._make_careful("sequential", wide=True),
+            self._maker.to_optimum(),
             self.optimizer,
-            self._buffers,
+            self._maker.buffers,
             tol=_START_TOLERANCE,
             exact=self._settings["exact"],
             gradients=gradients,
@@ -372,13 +286,12 @@ class ENorm:
 
         Raises PlanError if the model is no longer the one that was analyzed.
         """
-        groups = _active(self.plan, self._settings["last_layer"])
         return Stats(
             self.plan.norm(self._settings["p"], self._settings["c"]),
             self._calls,
             self._refused,
             self._seconds,
-            imbalance_now(self._make_careful("sequential", wide=True), groups),
+            imbalance_now(self._maker.to_optimum(), self._maker.groups),
         )
 
     def attach(self) -> ENorm:
@@ -459,30 +372,13 @@ class ENorm:
         pending = state.get("pending", False)
         check_settings({**settings, "started": state["started"], "pending": pending})
         check_count("calls", state["calls"], least=0)
-        check_exact(self.plan, settings["exact"])
-        self._check_backend(settings["converge"])
-        if self._fused is not None:
-            self._check_fused(settings["converge"])
-        self._settings, self._calls = settings, state["calls"]
+        maker = replace(self._maker, settings=settings)
+        maker.check(self._fused is not None)
+        self._maker, self._calls = maker, state["calls"]
         self._started = state["started"] or not self.plan.exact
         acted = self._calls // settings["every"]
+        self._make_()
         if self._fused is None:
-            self._steps = self._make_steps()
             self._await_start()
-            return
-        self._fused = self._make_fused()
-        if self._fused is not None and pending and acted:
+        elif pending and acted:
             self._fused.due = self._turn(acted - 1)
-
-
-def _active(plan: Plan, last_layer: bool) -> tuple[Group, ...]:
-    """The groups that a step may move."""
-    if last_layer:
-        return plan.groups
-    moved = torch.zeros(plan.num_scales + 1, dtype=torch.bool)
-    for scaled in plan.parameters:
-        if scaled.last:
-            for term in scaled.terms:
-                moved[term.index.cpu().reshape(-1)] = True
-    moved[-1] = False
-    return tuple(g for g in plan.groups if not moved[g.start : g.start + g.channels].any())
