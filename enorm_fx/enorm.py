@@ -170,9 +170,7 @@ class ENorm:
 
     def _step_optimizer_(self, plain: Callable[[], None]) -> None:
         """What `optimizer.step` is while it is taken over. plain: what it was."""
-        if self._fused is None:
-            return
-        if not will_write(self._fused.optimizer):
+        if self._fused is None or not will_write(self._fused.optimizer):
             plain()
             return
         every = self._settings["every"]
