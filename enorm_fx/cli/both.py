@@ -48,7 +48,7 @@ def both_opened(arguments: argparse.Namespace, doing: str) -> Iterator[Both]:
     """
     from enorm_fx.verifying import independent_copy
 
-    with opened(arguments, doing) as (model, inputs):
+    with opened(arguments, doing, empty=True) as (model, inputs):
         models = independent_copy(model), independent_copy(model)
         for filled, path in zip(models, (arguments.a, arguments.b), strict=True):
             _fill_(filled, path)

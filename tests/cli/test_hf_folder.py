@@ -103,6 +103,24 @@ def test_analyze_and_smooth_take_it_too(folder: Path, capsys: pytest.CaptureFixt
     )
 
 
+def test_verify_and_compare_draw_tokens(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(folder, "llama")
+    assert main(["balance", "hf:in", "--output", "out"]) == 0
+    changed = loaded(path)
+    with torch.no_grad():
+        changed.get_parameter("model.layers.1.mlp.up_proj.weight").mul_(1.01)
+    changed.save_pretrained(folder / "other")  # type: ignore[operator]
+    capsys.readouterr()
+    for other, same in (("out", True), ("other", False)):
+        assert main(["verify", "hf:in", "in", other, "--json"]) == (0 if same else 1)
+        found = json.loads(capsys.readouterr().out)
+        assert (found["same"], found["rescaling"]) == (same, same)
+        assert found["outputs"][0]["shape"] == [2, 16, 64]
+        assert (found["outputs"][0]["change_in_float64"] > 1e-4) != same
+        assert main(["compare", "hf:in", "in", other, "--json"]) == 0
+        assert (json.loads(capsys.readouterr().out)["after"] < 1e-6) == same
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
