@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from enorm_fx.errors import ArgumentError
 from enorm_fx.model_plan import Plan
 from enorm_fx.nested import replaced
+from enorm_fx.tracing.double_calls import DoubleCalls
 from enorm_fx.tracing.inputs import Call, as_call
 from enorm_fx.tracing.outputs import outputs_of
 from enorm_fx.tracing.undisturbed import FOREIGN
@@ -131,7 +132,8 @@ def outputs_in_double(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _double_by_default():
         torch.manual_seed(0)
         try:
-            outputs = model(*args, **kwargs)
+            with DoubleCalls():
+                outputs = model(*args, **kwargs)
         except FOREIGN as error:
             raise ArgumentError(
                 f"the float64 copy of the model raised {type(error).__name__}: {error}"

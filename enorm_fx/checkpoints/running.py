@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from enorm_fx.checkpoints.weight_file import Edit
 from enorm_fx.nested import instances, replaced
+from enorm_fx.tracing.double_calls import double_call
 from enorm_fx.tracing.inputs import Call
 from enorm_fx.tracing.outputs import outputs_of
 
@@ -132,7 +133,7 @@ class _InDouble(_Reading):
         args_after, kwargs_after = replaced(torch.dtype, changed, _wide_type)
         if "out" in kwargs:
             kwargs_after["out"] = kwargs["out"]
-        result = func(*args[:kept], *args_after, **kwargs_after)
+        result = double_call(func, (*args[:kept], *args_after), kwargs_after)
         self.give_back()
         return result
 

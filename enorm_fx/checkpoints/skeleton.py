@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch.nn.parameter import UninitializedParameter
 from enorm_fx.errors import CheckpointError
 
 _SHOWN = 4  # names in an error
+_PACKED, _ONE_EXPERT = ".experts.", re.compile(r"\.experts\.\d+\.")
 
 
 @contextmanager
@@ -141,6 +143,11 @@ def _check_names(missing: list[str], extra: list[str], source: str) -> None:
         (p for name in extra for p in (name.removesuffix(m) for m in missing) if p != name), None
     )
     hint = f". Are its names those of the model with '{prefix}' before them?" if prefix else ""
+    if any(_PACKED in name for name in missing) and any(_ONE_EXPERT.search(n) for n in extra):
+        hint = (
+            ". The model packs its experts and the checkpoint does not: load it with transformers, "
+            "save the state_dict() of that model, and give this file"
+        )
     raise CheckpointError(f"{source} {' and '.join(said)}{hint}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -119,6 +120,37 @@ def test_verify_and_compare_draw_tokens(folder: Path, capsys: pytest.CaptureFixt
         assert (found["outputs"][0]["change_in_float64"] > 1e-4) != same
         assert main(["compare", "hf:in", "in", other, "--json"]) == 0
         assert (json.loads(capsys.readouterr().out)["after"] < 1e-6) == same
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_experts_are_run_in_float64(
+    folder: Path, dtype: torch.dtype, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model: Any = build("mixtral").to(dtype)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder / "in")
+    torch.save(model.state_dict(), folder / "packed.pt")
+    argv = ["balance", "hf:in", "--checkpoint", "packed.pt", "--output", "out.pt", "--json"]
+    assert main(argv) == 0
+    assert json.loads(capsys.readouterr().out)["verified"]["float64_change"] < 1e-12
+    after = torch.load(folder / "out.pt")
+    name = "model.layers.1.mlp.experts.down_proj"
+    assert not torch.equal(after[name], model.state_dict()[name])
+    assert main(["verify", "hf:in", "packed.pt", "out.pt"]) == 0
+    after[name] *= 1.5
+    torch.save(after, folder / "out.pt")
+    assert main(["verify", "hf:in", "packed.pt", "out.pt"]) == 1
+
+
+def test_experts_that_are_stored_one_by_one(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(folder, "mixtral")
+    capsys.readouterr()
+    assert main(["balance", "hf:in", "--output", "out"]) == 2
+    err = capsys.readouterr().err
+    assert "save the state_dict() of that model, and give this file" in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
