@@ -18,7 +18,7 @@ from enorm_fx.rules import Labels
 from enorm_fx.rules.boxes import Box
 from enorm_fx.rules.reach import reached
 from enorm_fx.symmetry.basis import Basis, build_basis
-from enorm_fx.symmetry.labels import Label, LabelTerm
+from enorm_fx.symmetry.labels import Label, LabelTerm, numbers
 from enorm_fx.symmetry.solution import ScaleTerm, Solution
 from enorm_fx.tracing.op_traits import NORMALIZATIONS
 from enorm_fx.tracing.trace import PARAMETER, Node, Trace
@@ -180,5 +180,4 @@ def _carried(labels: Labels, solution: Solution, group_of: Tensor) -> dict[int, 
 
 def _numbers(table: Tensor, ids: Tensor) -> list[int]:
     """The numbers that a table has for some ids, -1 left out, each once."""
-    ids = ids[ids >= 0]
-    return [g for g in table[ids].unique().tolist() if g >= 0]
+    return [g for g in numbers(table[ids[ids >= 0]]) if g >= 0]

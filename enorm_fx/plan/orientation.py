@@ -14,7 +14,7 @@ from torch import Tensor
 
 from enorm_fx.nested import instances
 from enorm_fx.rules import Labels
-from enorm_fx.symmetry.labels import Label
+from enorm_fx.symmetry.labels import Label, LabelTerm
 from enorm_fx.symmetry.solution import Solution
 from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Trace
 
@@ -28,7 +28,9 @@ def oriented(solution: Solution, labels: Labels, trace: Trace) -> Solution:
     """
     direction = torch.zeros(len(solution.root), dtype=torch.int8)
     made: set[int] = set()
-    known: set[tuple[int, ...]] = set()  # most calls pass on the very terms that they are given
+    activations: dict[
+        tuple[int, ...], Label
+    ] = {}  # most calls pass on the terms that they are given
     for node in trace.nodes:
         if node.op in (PARAMETER, CONSTANT) or (
             node.op != INPUT and all(n.index in made for n in node.inputs())
@@ -36,12 +38,20 @@ def oriented(solution: Solution, labels: Labels, trace: Trace) -> Solution:
             made.add(node.index)
             continue
         for label in instances(Label, labels.values[node.index]):
-            terms = tuple(map(id, label.terms))
-            if terms not in known:
-                known.add(terms)
-                _turn(direction, solution, label)
+            activations.setdefault(tuple(map(id, label.terms)), label)
+    waiting: list[LabelTerm] = []
+    for label in activations.values():
+        if len(label.terms) == 1 and not solution.sums:
+            waiting += label.terms
+        elif label.terms:
+            _turn_together(direction, solution, waiting)
+            _turn(direction, solution, label)
+            waiting = []
+    _turn_together(direction, solution, waiting)
+    open_ = (solution.root >= 0) & (direction[solution.root] == 0)
     for label in labels.parameters.values():
-        _turn(direction, solution, label)
+        if any(bool(open_[term.ids].any()) for term in label.terms):
+            _turn(direction, solution, label)
     direction[direction == 0] = 1
     if not bool((direction < 0).any()):
         return solution
@@ -59,3 +69,19 @@ def _turn(direction: Tensor, solution: Solution, label: Label) -> None:
         ids = part.index[part.index >= 0]
         ids = ids[direction[ids] == 0]
         direction[ids] = 1 if part.coefficient > 0 else -1
+
+
+def _turn_together(direction: Tensor, solution: Solution, terms: list[LabelTerm]) -> None:
+    """The same for labels of one term each, where no variable is a sum: the first decides."""
+    if not terms:
+        return
+    ids = torch.cat([term.ids.reshape(-1) for term in terms])
+    counts = torch.tensor([term.ids.numel() for term in terms])
+    positive = torch.tensor([term.coefficient > 0 for term in terms]).repeat_interleave(counts)
+    same = positive == (solution.sign[ids] > 0)
+    place = 2 * torch.arange(len(terms)).repeat_interleave(counts) + same
+    free = solution.root[ids] >= 0
+    first = torch.full((len(direction),), 2 * len(terms))
+    first.scatter_reduce_(0, solution.root[ids[free]], place[free], "amin")
+    turned = (first < 2 * len(terms)) & (direction == 0)
+    direction[turned] = (2 * (first[turned] % 2) - 1).to(direction.dtype)

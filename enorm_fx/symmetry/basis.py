@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enorm_fx.symmetry.labels import Equations, LabelTerm, distinct, term_blocks
+from enorm_fx.symmetry.labels import Equations, LabelTerm, distinct, numbers, term_blocks
 from enorm_fx.symmetry.solution import ScaleTerm, connected, eliminate, merge_repeated
 
 _DENOMINATOR = 720720  # makes integers of every fraction that roots and squares lead to
@@ -69,15 +69,14 @@ def _redundant(size: int, parameters: Iterable[tuple[ScaleTerm, ...]], live: Ten
                 row[int(i[0])] = row.get(int(i[0]), 0) + weight
             if len(ids) == 1:
                 alike.append(ids[0])
-                if bool((ids[0] != ids[0][0]).any()):
+                if int(ids[0].min()) != int(ids[0].max()):
                     live[ids[0]] = True
             else:
                 mixed.append(_differences(ids, weights))
                 moved, weight_ = merge_repeated(mixed[-1])
                 live[moved[weight_ != 0]] = True
         base.append([(v, w) for v, w in row.items() if w and v >= 0])
-        for variable, _ in base[-1]:
-            live[variable] = True
+    live[[variable for row in base for variable, _ in row]] = True
     component = _joined(size, alike)
     known = component == component[size]  # together with something pinned
     longest = max(map(len, base), default=0)
@@ -99,7 +98,7 @@ def _joined(size: int, alike: list[Tensor]) -> Tensor:
     links = []
     for number, ids in enumerate(alike):
         owners = owner[ids]
-        links += [(number, other) for other in owners.unique().tolist() if other >= 0]
+        links += [(number, other) for other in numbers(owners) if other >= 0]
         owner[ids[owners < 0]] = number
     array = connected(len(alike) + 1, [torch.tensor(links).T] if links else [])
     variables = torch.arange(size + 1)

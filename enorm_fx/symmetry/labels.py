@@ -179,6 +179,13 @@ class System:
         return Label(label.shape, (*still, LabelTerm(1, common)), label.wild)
 
 
+def numbers(ids: Ids) -> list[int]:
+    """Every number that occurs in an array, once, in order."""
+    few = ids.numel() < _FEW_NUMBERS
+    return sorted(set(ids.reshape(-1).tolist())) if few else ids.unique().tolist()
+
+
+_FEW_NUMBERS = 1024  # Python has sorted these before torch begins to
 _FEW_ROWS = 2048
 
 
@@ -188,7 +195,7 @@ def distinct(ids: list[Ids]) -> list[Ids]:
     Slices are told apart by a hash; what it takes for equal is compared before anything is dropped.
     Small arrays are left as they are.
     """
-    shape = torch.broadcast_shapes(*(i.shape for i in ids))
+    shape = ids[0].shape if len(ids) == 1 else torch.broadcast_shapes(*(i.shape for i in ids))
     if shape.numel() <= _FEW_ROWS or shape.numel() == max(shape):
         return ids  # few rows, or one axis, along which little is repeated
     for axis, size in enumerate(shape):

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -32,7 +34,7 @@ class ScaleTerm:
     index: Tensor
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """Every variable in terms of free ones.
 
@@ -49,26 +51,40 @@ class Solution:
         """A label in free variables: one ScaleTerm for each coefficient that occurs."""
         parts: dict[Fraction, list[Tensor]] = {}
         for term in terms:
-            root = self._lookup(self.root, term.ids)
-            signed = self._lookup(self.sign, term.ids).long() * term.coefficient
-            for coefficient in signed[root >= 0].unique().tolist():
-                index = torch.where(signed == coefficient, root, -1)
+            for times, index in self._with_sign(term):
                 for factor, part in self._expand(index):
-                    parts.setdefault(factor * coefficient, []).append(part)
+                    parts.setdefault(factor * times, []).append(part)
+        cancelled = False
         for coefficient, group in parts.items():
             if coefficient > 0 and -coefficient in parts:
                 _cancel(group, parts[-coefficient])
+                cancelled = True
         return tuple(
             ScaleTerm(float(coefficient), part)
             for coefficient, group in parts.items()
             if coefficient
             for part in group
-            if bool((part >= 0).any())
+            if not cancelled or bool((part >= 0).any())
         )
 
-    @staticmethod
-    def _lookup(table: Tensor, ids: Tensor) -> Tensor:
-        return table[ids.reshape(-1)].reshape(ids.shape)
+    def _with_sign(self, term: LabelTerm) -> list[tuple[int, Tensor]]:
+        """(coefficient, roots), the lower coefficient first; -1 where a root has the other one."""
+        found: list[tuple[int, Tensor]] = []
+        for sign, roots in self._roots:
+            index = roots[term.ids.reshape(-1)].reshape(term.ids.shape)
+            if not index.numel():
+                break
+            lowest, highest = (int(end) for end in index.aminmax())
+            if highest >= 0:
+                found.append((sign * term.coefficient, index))
+            if lowest >= 0:
+                break
+        return sorted(found, key=itemgetter(0))
+
+    @cached_property
+    def _roots(self) -> list[tuple[int, Tensor]]:
+        """For each sign the roots of the variables that have it, -1 for all others."""
+        return [(sign, torch.where(self.sign == sign, self.root, -1)) for sign in (1, -1)]
 
     def _expand(self, index: Tensor) -> list[tuple[Fraction, Tensor]]:
         """Replace roots that are sums; entries with a sum move to terms of their own."""
@@ -167,6 +183,7 @@ def _without_pinned(equations: Equations, pinned: Tensor) -> Equations:
 def _solve_all(hard: list[Equations], size: int) -> tuple[Tensor, Tensor, dict[int, _Parts]]:
     """(root, sign, sums) of `size` variables, see `Solution`."""
     label = torch.arange(2 * size + 1)  # 2v for v, 2v + 1 for -v, the last for zero
+    hard = _joined_pairs(hard)
     while True:
         root, sign = _roots(label)
         edges: list[Tensor] = []
@@ -178,6 +195,17 @@ def _solve_all(hard: list[Equations], size: int) -> tuple[Tensor, Tensor, dict[i
     for variable in zeros:
         root[root == variable] = -1
     return root, sign, sums
+
+
+def _joined_pairs(equations: list[Equations]) -> list[Equations]:
+    """All equations of two terms, which most are, as one: each costs as much as all at once."""
+    pairs = [e for e in equations if len(e.ids) == 2]
+    if not pairs:
+        return equations
+    weights, ids = (
+        torch.cat(arrays, dim=1) for arrays in ([e.weights for e in pairs], [e.ids for e in pairs])
+    )
+    return [Equations(weights, ids, 0), *(e for e in equations if len(e.ids) != 2)]
 
 
 def _roots(label: Tensor) -> tuple[Tensor, Tensor]:
