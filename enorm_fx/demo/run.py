@@ -169,7 +169,10 @@ def _print_opening(console: Console, data: Digits, plan: Plan) -> None:
 
 def _closing_table(epochs: int, runs: Runs) -> Table:
     """What came of the four runs, one below the other."""
-    table = Table(title=f"after {epochs} epochs of SGD, learning rate {LEARNING_RATE}")
+    table = Table(
+        title=f"after {epochs} epochs of SGD, learning rate {LEARNING_RATE}",
+        caption="in ENorm: share of the time of training",
+    )
     for column in ("start", "trained by", "accuracy", "loss", "weight norm", "in ENorm"):
         side = "left" if column in ("start", "trained by") else "right"
         table.add_column(column, justify=side, no_wrap=True)  # type: ignore[arg-type]
@@ -185,6 +188,6 @@ def _closing_table(epochs: int, runs: Runs) -> Table:
                 f"{run.test_accuracy:.2%}",
                 f"{run.train_loss[-1]:.4f}",
                 f"{before} -> {_total(run.norms_after):.4g}",
-                f"{run.enorm_seconds / run.seconds:.1%} of time" if run.enorm_seconds else "",
+                f"{run.enorm_seconds / run.seconds:.1%}" if run.enorm_seconds else "",
             )
     return table

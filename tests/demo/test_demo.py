@@ -99,6 +99,7 @@ def test_output_shows_the_two_lines_and_every_pair(outcome: tuple[demo.Runs, str
     assert "enorm = enorm_fx.ENorm(model, optimizer)" in text
     assert "enorm.step()" in text
     assert "One run each" in text
+    assert "…" not in text  # nothing is cut in a terminal of 80 columns
     plan = enorm_fx.analyze(demo.DigitReader(), torch.zeros(2, 1, 8, 8))
     assert f"{len(plan.direct_pairs)} rescalable pairs, {plan.num_scales} free scales" in text
     for pair in plan.direct_pairs:
