@@ -102,10 +102,10 @@ SPREADS: dict[str, tuple[int, type[nn.Module], Callable[[nn.Module, DeviceMesh],
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "sequential": {},
-    "colored": {"order": "colored", "cycles": 2, "last_layer": True},
+    "colored": {"order": "colored", "cycles": 2, "start": "as_is"},
     "simultaneous, p = 1": {"order": "simultaneous", "p": 1.0, "c": 1.2},
-    "alternating": {"order": "alternating", "last_layer": True},
-    "p = inf": {"p": float("inf"), "last_layer": True},
+    "alternating": {"order": "alternating"},
+    "p = inf": {"p": float("inf"), "start": "as_is"},  # `balanced` goes to the optimum
     "to the optimum": {"converge": True},
     "exact": {"exact": True, "start": "as_is"},  # in parts nothing is rounded to the optimum
 }
