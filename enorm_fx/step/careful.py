@@ -26,6 +26,7 @@ from enorm_fx.step.factors import (
     make_table,
     multiply_,
 )
+from enorm_fx.step.following import gradient_write, state_writes
 from enorm_fx.step.in_range import Range
 from enorm_fx.step.layout import Block, Entry, Layout, Turns, make_layout
 from enorm_fx.step.measure import (
@@ -35,9 +36,8 @@ from enorm_fx.step.measure import (
     max_abs,
     measure_,
 )
-from enorm_fx.step.memory import check_plain
 from enorm_fx.step.normal_range import HeldBack, hold_in_range_
-from enorm_fx.step.optimizer_state import exponents, state_buffers
+from enorm_fx.step.optimizer_state import exponents
 from enorm_fx.step.precision import full_precision
 from enorm_fx.step.recipe import Recipe
 from enorm_fx.step.sharded_cells import ShardedCells, sharded_cells
@@ -49,7 +49,6 @@ from enorm_fx.step.shards import (
     placement,
     reduce_,
     reshard_,
-    same_part,
     shard_of,
 )
 from enorm_fx.step.streamed import StreamedCells, bound, streamable, streamed
@@ -261,19 +260,10 @@ class CarefulStep:
             if not held.numel():
                 continue
             writes.append(Write(number, held, 1))
-            if gradients and weight.grad is not None:
-                if weight.grad.layout != torch.strided:
-                    raise PlanError(
-                        f"the gradient of '{entry.name}' is sparse and cannot follow the weight; "
-                        "nothing was written. Clear it (zero_grad) before rescaling"
-                    )
-                grad = _part(weight.grad, weight, f"the gradient of '{entry.name}'")
-                writes.append(Write(number, grad, -1))
+            if gradients:
+                writes += gradient_write(number, entry, weight)
             if optimizer is not None:
-                for buffer in state_buffers(optimizer, weight, entry.name, known):
-                    what = f"the buffer '{buffer.name}' of '{entry.name}'"
-                    tensor = _part(buffer.tensor, weight, what)
-                    writes.append(Write(number, tensor, buffer.exponent))
+                writes += state_writes(number, entry, weight, optimizer, known)
         return writes
 
     def together(self, attempt: Callable[[], Made], *found: Tensor) -> Made:
@@ -384,12 +374,3 @@ def _checked(model: nn.Module, entry: Entry) -> nn.Parameter:
 
 def _largest(weight: Tensor) -> Tensor:
     return max_abs(weight) if weight.numel() else weight.new_zeros(())
-
-
-def _part(tensor: Tensor, parameter: Tensor, what: str) -> Tensor:
-    """What this process holds of a tensor that goes with a parameter. Raises PlanError."""
-    if not same_part(tensor, parameter):
-        raise PlanError(f"{what} is spread over processes in another way; nothing was written")
-    held = local(tensor)
-    check_plain(held, what)
-    return held

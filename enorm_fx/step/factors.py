@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
@@ -37,6 +37,17 @@ class Write:
     entry: int
     tensor: Tensor
     exponent: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FactoredWrite(Write):
+    """Means of rows and of columns, whose product over their mean is to be multiplied.
+
+    tensor: the rows', (..., n, 1); columns: (..., 1, m); of an entry (..., n, m) whose factors are
+    each a row's or a column's.
+    """
+
+    columns: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,6 +127,11 @@ def multiply_(
     for write in writes:
         entry, spans = entries[write.entry], table.spans[write.entry]
         flat = factors.by_kind[_kind(write)]
+        if isinstance(write, FactoredWrite):
+            parts = [flat[start:stop].view(part.shape) for part, (start, stop, _) in
+                     zip(entry.parts, spans, strict=True)]  # fmt: skip
+            _multiply_moments_(write, entry, parts)
+            continue
         vectors = [flat[start:stop].view(shape) for start, stop, shape in spans]
         target = by_cells(write.tensor, entry)
         if len(vectors) == 1 and flat.dtype == target.dtype:
@@ -126,6 +142,47 @@ def multiply_(
         for start in range(0, len(target), rows):
             cut = slice(start, start + rows)
             target[cut].mul_(reduce(torch.mul, [v if len(v) == 1 else v[cut] for v in vectors]))
+
+
+def separable(entry: Entry) -> bool:
+    """Whether each factor is of rows or of columns of the last two axes, never of both."""
+    return all(1 in part.shape[-2:] for part in entry.parts)
+
+
+def _multiply_moments_(write: FactoredWrite, entry: Entry, parts: Sequence[Tensor]) -> None:
+    """rows and columns become the means of v = rows * columns / mean(rows), times its factors.
+
+    parts: factors, of shapes that broadcast against the entry's cells. With factors r of rows and
+    c of columns:  rows * r * mean(columns * c) / mean(columns),  and  columns  likewise.
+    """
+    rows, columns = write.tensor, write.columns
+    of_rows = _times(rows, entry, [f for f in parts if f.shape[-1] == 1], axis=-1)
+    of_columns = _times(columns, entry, [f for f in parts if f.shape[-1] > 1], axis=-2)
+    by_columns = _ratio(of_columns.mean(-1, keepdim=True), columns.to(of_columns).mean(-1, True))
+    by_rows = _ratio(of_rows.mean(-2, keepdim=True), rows.to(of_rows).mean(-2, True))
+    rows.copy_(of_rows * by_columns)
+    columns.copy_(of_columns * by_rows)
+
+
+def _times(tensor: Tensor, entry: Entry, parts: Sequence[Tensor], axis: int) -> Tensor:
+    """A tensor that has 1 in place of one of the entry's axes, times factors that do too."""
+    axis += len(entry.shape)
+
+    def thin(sizes: tuple[int, ...]) -> tuple[int, ...]:
+        return (*sizes[:axis], 1, *sizes[axis + 1 :])
+
+    thinned = replace(
+        entry, shape=thin(entry.shape), cells=thin(entry.cells), runs=thin(entry.runs)
+    )
+    out = tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+    for factors in parts:
+        by_cells(out, thinned).mul_(factors.view(cell_shape(thinned, tuple(factors.shape))))
+    return out
+
+
+def _ratio(after: Tensor, before: Tensor) -> Tensor:
+    """How much a mean has grown; 1 where it was 0."""
+    return torch.where(before == 0, 1.0, after / before)
 
 
 def _kind(write: Write) -> tuple[int, torch.dtype, torch.device]:

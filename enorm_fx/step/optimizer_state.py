@@ -9,12 +9,15 @@ A buffer must become what it would be, had the rescaled network been trained fro
     weights or their updates (ax, Rprop's step_size)           a^1
     squared updates (acc_delta)                                a^2
 
+Where a second moment is kept as means of rows and of columns, as Adafactor does, it is their
+product that takes the power: see `FactoredMoments`.
+
 Nothing here writes: `state_buffers` says what is to be multiplied by what.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -42,8 +45,7 @@ EXPONENTS: Mapping[str, Mapping[str, int]] = {
     # Only the sign of prev is used; step_size is the update itself.
     "Rprop": {"prev": -1, "step_size": 1},
     "Muon": {"momentum_buffer": -1},
-    # row_var and col_var mix rows and columns of different factors: left out, hence refused.
-    "Adafactor": {"variance": -2},
+    "Adafactor": {"variance": -2, "row_var * col_var": -2},
 }
 _registered: WeakKeyDictionary[type[Optimizer], dict[str, int]] = WeakKeyDictionary()
 
@@ -57,11 +59,26 @@ class Buffer:
     exponent: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FactoredMoments:
+    """Means of rows (..., n, 1) and of columns (..., 1, m) of a moment of a weight (..., n, m).
+
+    The optimizer takes rows * columns / mean(rows) for the moment, and that takes the power.
+    """
+
+    name: str
+    rows: Tensor
+    columns: Tensor
+    exponent: int
+
+
 def register_optimizer_state(cls: type[Optimizer], buffers: Mapping[str, int]) -> None:
     """Say which power of the weight's factor each buffer of an optimizer class takes.
 
     cls: the class, of another package or your own; its subclasses have these buffers too.
     buffers: {"exp_avg": -1}: -1 linear in gradients, -2 quadratic, 1 as the weight, 0 stays.
+             {"rows * columns": -2}: means of rows and of columns, which stand for
+             rows * columns / mean(rows), as in Adafactor.
     Call it before `ENorm` is made. The same again changes nothing.
 
     Raises ArgumentError, with nothing registered, for what is no class of optimizer, a class of
@@ -77,8 +94,10 @@ def register_optimizer_state(cls: type[Optimizer], buffers: Mapping[str, int]) -
     if not isinstance(buffers, Mapping) or not buffers:
         raise ArgumentError(f"buffers must be a dict such as {{'exp_avg': -1}}, not {buffers!r}")
     for name, power in buffers.items():
-        if not isinstance(name, str) or not name:
-            raise ArgumentError(f"a buffer's name must be a string, not {name!r}")
+        if not isinstance(name, str) or not name or not 1 <= len(_members(name)) <= 2:
+            raise ArgumentError(
+                f"a buffer's name must be a string, or 'rows * columns' of two, not {name!r}"
+            )
         if not isinstance(power, int) or isinstance(power, bool):
             raise ArgumentError(f"the power of buffer {name!r} must be an integer, not {power!r}")
     before = _registered.get(cls)
@@ -93,7 +112,8 @@ def exponents(optimizer: Optimizer, buffers: Mapping[str, int] | None = None) ->
     """Buffer names of this optimizer and the power of the factor that each takes.
 
     A subclass has the buffers of the classes that it derives from. `buffers` adds names, and
-    goes before the table: `{"my_average": -1}`; 0 leaves a buffer as it is.
+    goes before the table: `{"my_average": -1}`; 0 leaves a buffer as it is. The name
+    "row_var * col_var" is that of two buffers, see `register_optimizer_state`.
     """
     known: dict[str, int] = {}
     for cls in reversed(type(optimizer).__mro__):
@@ -109,7 +129,7 @@ def state_buffers(
     parameter: Tensor,
     name: str,
     known: Mapping[str, int],
-) -> tuple[Buffer, ...]:
+) -> tuple[Buffer | FactoredMoments, ...]:
     """The state tensors of `parameter` that change with its scale.
 
     known: what `exponents` gave. name: the parameter's, for messages. State that does not exist
@@ -118,20 +138,57 @@ def state_buffers(
     Raises OptimizerStateError for a tensor that `known` does not name, or of another shape.
     """
     _refuse_joint_state(optimizer)
-    found = []
-    for key, value in optimizer.state.get(parameter, {}).items():
+    state = optimizer.state.get(parameter, {})
+    pairs = {key: names for key in known if len(names := _members(key)) == 2}
+    paired = {member for names in pairs.values() for member in names} - known.keys()
+    found: list[Buffer | FactoredMoments] = []
+    for key, value in state.items():
+        if key in paired:
+            continue
         if key in known:
-            if not isinstance(value, Tensor):
+            if not isinstance(value, Tensor) or not known[key]:
                 continue
             if value.shape != parameter.shape:
                 raise _unknown(optimizer, key, value, name)
-            if known[key]:
-                found.append(Buffer(key, value, known[key]))
+            found.append(Buffer(key, value, known[key]))
             continue
         for tensor in _tensors(value):
             if tensor.numel() > 1 or tensor.shape == parameter.shape:
                 raise _unknown(optimizer, key, tensor, name)
+    for key, members in pairs.items():
+        both = [state.get(member) for member in members if member in paired]
+        if known[key] and any(isinstance(value, Tensor) for value in both):
+            rows, columns = _rows_and_columns(optimizer, parameter, name, members)
+            found.append(FactoredMoments(key, rows, columns, known[key]))
     return tuple(found)
+
+
+def _members(name: str) -> list[str]:
+    """The buffers that a name stands for: itself, or the two of "rows * columns"."""
+    return [member.strip() for member in name.split("*") if member.strip()]
+
+
+def _rows_and_columns(
+    optimizer: Optimizer, parameter: Tensor, name: str, members: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """Both as (..., n, 1) and (..., 1, m), of a parameter (..., n, m)."""
+    found = []
+    for axis, member in zip((-1, -2), members, strict=True):
+        value = optimizer.state[parameter].get(member)
+        shape = list(parameter.shape)
+        if not isinstance(value, Tensor) or len(shape) < 2:
+            raise OptimizerStateError(
+                f"{type(optimizer).__name__} keeps only one of '{members[0]}' and '{members[1]}' "
+                f"for '{name}', or keeps them for a vector; nothing was written"
+            )
+        shape[axis] = 1
+        without = [size for k, size in enumerate(shape) if k != len(shape) + axis]
+        if list(value.shape) == without:
+            value = value.unsqueeze(axis)
+        elif list(value.shape) != shape:
+            raise _unknown(optimizer, member, value, name)
+        found.append(value)
+    return found[0], found[1]
 
 
 def _refuse_joint_state(optimizer: Optimizer) -> None:

@@ -13,12 +13,14 @@ from torch.optim import Optimizer
 
 from enorm_fx.step.backends import compile_step
 from enorm_fx.step.careful import CarefulStep
+from enorm_fx.step.factors import FactoredWrite
 from enorm_fx.step.guard import Guard, structure_of
 from enorm_fx.step.optimizer_state import exponents
 from enorm_fx.step.optimum import to_optimum_
 from enorm_fx.step.recipe import BackendStep, Recipe
 
 _IN_PARTS = "weights lie in parts on several processes: each step is measured, reduced and solved\n"
+_MOMENTS = "the optimizer keeps means of rows and of columns: each step is measured and solved\n"
 _NEAR_ENOUGH = 1e-8  # the gap at which a step that converges stops: the rounding of float32
 
 
@@ -44,7 +46,7 @@ class StepRunner:
         careful.bind_()
         self._structure = structure_of(careful.model, careful.names)
         self._guard: Guard | None = None
-        self._backend = ""
+        self._backend = self._why = ""
         self._recipe: Recipe | None = None
         self._compiled: BackendStep | None = None
         self._versioned: list[Tensor] = []
@@ -61,7 +63,7 @@ class StepRunner:
     def code(self) -> str:
         """The step as tensor operations, for people; compiles it if need be."""
         self._compile_if_needed()
-        return _IN_PARTS if self._compiled is None else self._compiled.code
+        return self._why if self._compiled is None else self._compiled.code
 
     def check(self) -> None:
         """Raises PlanError if the model is no longer the one that was analyzed."""
@@ -91,14 +93,18 @@ class StepRunner:
         torch.autograd.graph.increment_version(self._versioned)
 
     def _compile_if_needed(self) -> None:
-        """Without a result where weights lie in parts: then each step is made the careful way."""
+        """Without a result where weights lie in parts, or an optimizer keeps means of rows and of
+        columns: then each step is made the careful way."""
         if self._compiled is None or not (self._guard and self._guard.holds()):
             self._guard = self._compiled = self._recipe = None
             self._careful.together(self._bind_)
             if self._careful.sharded:
-                self._backend = "distributed"
+                self._backend, self._why = "distributed", _IN_PARTS
                 return
             writes = self._careful.collect(self._optimizer, self._buffers, gradients=False)
+            if any(isinstance(write, FactoredWrite) for write in writes):
+                self._backend, self._why = "eager", _MOMENTS
+                return
             self._recipe = self._careful.recipe(writes, self._cycles)
             self._backend, self._compiled = compile_step(self._recipe, self._wanted)
             self._versioned = [

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from enorm_fx.errors import ArgumentError, OptimizerStateError
 from enorm_fx.step.optimizer_state import (
     EXPONENTS,
+    FactoredMoments,
     exponents,
     register_optimizer_state,
     state_buffers,
@@ -128,15 +129,17 @@ def test_sparse_adam_is_adam() -> None:
     assert EXPONENTS["SparseAdam"] == {"exp_avg": -1, "exp_avg_sq": -2}
 
 
-def test_adafactor_of_a_vector_is_known_and_of_a_matrix_is_refused() -> None:
+def test_adafactor_keeps_one_buffer_for_a_vector_and_two_for_a_matrix() -> None:
     vector, matrix = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(3, 4))
     optimizer = torch.optim.Adafactor([vector, matrix])
     vector.grad, matrix.grad = torch.ones(4), torch.ones(3, 4)
     optimizer.step()
     known = exponents(optimizer)
     assert [b.exponent for b in state_buffers(optimizer, vector, "v", known)] == [-2]
-    with pytest.raises(OptimizerStateError, match="Adafactor keeps the buffer 'row_var'"):
-        state_buffers(optimizer, matrix, "m", known)
+    (moments,) = state_buffers(optimizer, matrix, "m", known)
+    assert isinstance(moments, FactoredMoments)
+    assert (moments.name, moments.exponent) == ("row_var * col_var", -2)
+    assert (moments.rows.shape, moments.columns.shape) == ((3, 1), (1, 4))
 
 
 @pytest.mark.parametrize("name", sorted(EXPONENTS))
@@ -248,6 +251,7 @@ def test_a_registered_buffer_is_known_for_the_class_and_its_subclasses_alone() -
         (torch.optim.Optimizer, {"m": -1}, "derive a class"),
         (_OwnSGD, {}, "must be a dict"),
         (_OwnSGD, {"m": -1, "": 1}, "name must be a string"),
+        (_OwnSGD, {"m": -1, "a * b * c": 1}, "name must be a string"),
         (_OwnSGD, {"m": -1, "n": 0.5}, "power of buffer 'n'"),
         (_OwnSGD, {"m": True}, "power of buffer 'm'"),
     ],
