@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.models import NORMS
 
 DATA_SETS = ("cifar10", "fashion-mnist", "digits", "text")
-MODELS = ("linear", "conv", "resnet", "transformer")
+MODELS = ("linear", "conv", "resnet", "vgg", "transformer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class Settings:
     lr: float
     weight_decay: float
     momentum: float
+    amp: bool
     balance_once: bool
     enorm: float
     start: str
@@ -74,6 +75,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> Settings:
     add("--lr", type=_not_negative, default=0.1, help="first learning rate; falls linearly to 0")
     add("--weight-decay", type=_not_negative, default=1e-3)
     add("--momentum", type=_not_negative, default=0.0, help="of sgd")
+    add("--amp", action=switch, default=False, help="train under autocast to bfloat16")
     add("--balance-once", action=switch, default=False, help="enorm_fx.balance before training")
     add("--enorm", type=_not_negative, default=0.0, metavar="C", help="ENorm's c; 0: no ENorm")
     add("--start", choices=("balanced", "as_is"), default="as_is", help="of ENorm")

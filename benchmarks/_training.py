@@ -54,6 +54,7 @@ class Trainer:
     data: Dataset
     batch_size: int
     generator: torch.Generator
+    amp: bool = False
     total_time: Stopwatch = field(init=False)
     enorm_time: Stopwatch = field(init=False)
 
@@ -106,7 +107,8 @@ def _train_epoch(trainer: Trainer) -> float:
         images, labels = data.train_images[on_device], data.train_labels[on_device]
         if data.augmented:
             images = augment(images, trainer.generator)
-        loss = F.cross_entropy(trainer.model(images), labels)
+        with torch.autocast(device.type, torch.bfloat16, enabled=trainer.amp):
+            loss = F.cross_entropy(trainer.model(images), labels)
         trainer.optimizer.zero_grad()
         torch.autograd.backward(loss)
         try:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HIDDEN, CHANNELS, RESIDUAL, EMBEDDING = 500, 128, 16, 64
+HIDDEN, CHANNELS, RESIDUAL, VGG, EMBEDDING = 500, 128, 16, 32, 64
 NORMS = ("bn", "gn", "none")
 
 
@@ -126,6 +126,23 @@ def residual(
         nn.Flatten(),
         nn.Linear(2 * width, classes),
     )
+
+
+def vgg(channels: int, classes: int, *, norm: str = "none", width: int = VGG) -> nn.Sequential:
+    """Pairs of 3x3 convolutions of `width` and of twice that, each before a pool, two linear
+    layers: no skips, biases, He's weights.
+
+    Shapes: input (N, channels, H, W), output (N, classes).
+    """
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in ((channels, width), (width, 2 * width)):
+        for inputs in (fan_in, fan_out):
+            layers += [nn.Conv2d(inputs, fan_out, 3, padding=1)]
+            layers += [*_normalization(norm, fan_out, nn.BatchNorm2d), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2))
+    layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+    layers += [nn.Linear(8 * width, 4 * width), nn.ReLU(), nn.Linear(4 * width, classes)]
+    return _initialized(nn.Sequential(*layers))
 
 
 class _Decoder(nn.Module):

@@ -32,7 +32,7 @@ from benchmarks._environment import RESULTS, environment, write_json
 from benchmarks._settings import Settings, default_name, parse_arguments
 from benchmarks._training import Epoch, Trainer, train
 from benchmarks.data import Dataset, load, reduced
-from benchmarks.models import Transformer, fully_connected, fully_convolutional, residual
+from benchmarks.models import Transformer, fully_connected, fully_convolutional, residual, vgg
 from enorm_fx.errors import ArgumentError, EnormError
 
 
@@ -149,8 +149,8 @@ def prepare(settings: Settings, data: Dataset, seed: int) -> tuple[Trainer, dict
             "exact": plan.exact,
         }
     generator = torch.Generator().manual_seed(seed)
-    trainer = Trainer(model, optimizer, balancer, data, settings.batch_size, generator)
-    return trainer, description
+    size, amp = settings.batch_size, settings.amp
+    return Trainer(model, optimizer, balancer, data, size, generator, amp), description
 
 
 def _rescale_(model: nn.Module, settings: Settings, data: Dataset) -> None:
@@ -218,7 +218,7 @@ def _build(settings: Settings, data: Dataset) -> nn.Module:
     if settings.model_type == "linear":
         features = shape.numel()
         return fully_connected(features, settings.n_layers, classes, norm=settings.norm, **width)
-    build = fully_convolutional if settings.model_type == "conv" else residual
+    build = {"conv": fully_convolutional, "resnet": residual, "vgg": vgg}[settings.model_type]
     return build(shape[0], classes, norm=settings.norm, **width)
 
 

@@ -13,13 +13,21 @@ import pytest
 import torch
 from torch import nn
 
+import enorm_fx
 from benchmarks import data, train, train_summary
 from benchmarks._environment import environment, write_json
 from benchmarks._settings import default_name, parse_arguments
 from benchmarks._timing import Stopwatch
 from benchmarks._training import batches, evaluate, learning_rate, weight_norm
 from benchmarks.data import reduced
-from benchmarks.models import NORMS, Transformer, fully_connected, fully_convolutional, residual
+from benchmarks.models import (
+    NORMS,
+    Transformer,
+    fully_connected,
+    fully_convolutional,
+    residual,
+    vgg,
+)
 
 CPU = torch.device("cpu")
 
@@ -82,6 +90,18 @@ def test_residual(norm: str) -> None:
     shapes = [(4, 1, 3, 3), *[(4, 4, 3, 3)] * 4, (8, 4, 3, 3), (8, 8, 3, 3), (8, 4, 1, 1)]
     assert _weights(model) == [*shapes, *[(8, 8, 3, 3)] * 2, (10, 8)]
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("size", [8, 28, 32])
+def test_vgg(norm: str, size: int) -> None:
+    model = vgg(3, 10, norm=norm, width=4).eval()
+    shapes = [(4, 3, 3, 3), (4, 4, 3, 3), (8, 4, 3, 3), (8, 8, 3, 3), (16, 32), (10, 16)]
+    assert _weights(model) == shapes
+    x = torch.randn(2, 3, size, size)
+    assert model(x).shape == (2, 10)
+    plan = enorm_fx.analyze(model, x, batchnorm="affine")
+    assert plan.num_scales == 4 + 4 + 8 + 8 + 16
 
 
 def test_a_transformer_sees_nothing_of_what_follows() -> None:
@@ -215,6 +235,14 @@ def test_without_enorm(tmp_path: Path, options: list[str]) -> None:
     assert "pairs" not in plain["model"]
     assert all(epoch["enorm_share"] == 0 for epoch in plain["runs"][0]["epochs"])
     assert plain["summary"]["final_accuracy_std"] is None
+
+
+def test_half_precision_changes_little_and_only_the_training(tmp_path: Path) -> None:
+    options = ("--norm", "none", "--enorm", "1", "--width", "16")
+    full, half = (_train(tmp_path, *options, *amp) for amp in ((), ("--amp",)))
+    assert half["arguments"] == full["arguments"] | {"amp": True}
+    losses = [record["runs"][0]["epochs"][0]["train_loss"] for record in (full, half)]
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 def test_a_run_is_resumed_and_a_finished_one_is_kept(tmp_path: Path) -> None:
