@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from enorm_fx.errors import ArgumentError, OptimizerStateError
+from enorm_fx.step.shards import is_sharded
 
 # By the name of the class in torch.optim; a class that this torch does not have is passed over.
 EXPONENTS: Mapping[str, Mapping[str, int]] = {
@@ -143,10 +144,15 @@ def state_buffers(
     paired = {member for names in pairs.values() for member in names} - known.keys()
     found: list[Buffer | FactoredMoments] = []
     for key, value in state.items():
+        if key in known and not known[key]:
+            continue
+        for tensor in _tensors(value):
+            if tensor.numel() > 1 and _is_quantized(tensor):
+                raise _quantized(optimizer, key, tensor, name)
         if key in paired:
             continue
         if key in known:
-            if not isinstance(value, Tensor) or not known[key]:
+            if not isinstance(value, Tensor):
                 continue
             if value.shape != parameter.shape:
                 raise _unknown(optimizer, key, value, name)
@@ -198,6 +204,26 @@ def _refuse_joint_state(optimizer: Optimizer) -> None:
             f"{type(optimizer).__name__} keeps directions through all parameters at once, which "
             "cannot follow a rescaling; rescale before its first step, or clear optimizer.state"
         )
+
+
+def _is_quantized(tensor: Tensor) -> bool:
+    """Whether it holds codes in place of numbers, by its dtype or behind the back of one."""
+    if tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        return False
+    if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
+        return True
+    hides = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return hides and not is_sharded(tensor)
+
+
+def _quantized(optimizer: Optimizer, key: str, tensor: Tensor, name: str) -> OptimizerStateError:
+    kind = type(tensor).__name__
+    return OptimizerStateError(
+        f"{type(optimizer).__name__} keeps '{key}' of '{name}' quantized "
+        f"({tensor.dtype if kind == 'Tensor' else kind}): codes of whole blocks with one scale for "
+        "each, which cannot follow a factor for each channel; nothing was written. Keep the state "
+        "of weights that are rescaled in 16 bits or more, or rescale before training only"
+    )
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
