@@ -140,6 +140,7 @@ class ENorm:
             self.plan, settings, optimizer, dict(buffers or {}), backend, check == "async"
         )
         self._maker.check(fused)
+        self._maker.notes.left_out(self.plan, self._maker.groups)
         self._calls = self._refused = 0
         self._seconds = 0.0
         self._started = start == "as_is" or not self.plan.exact
@@ -179,8 +180,9 @@ class ENorm:
         start = None if self._started else partial(self._start_, gradients=True)
         try:
             self._fused.run_(plain, turn, start)
-        except EnormError:
+        except EnormError as error:
             self._refused += 1
+            self._maker.notes.refused(error)
             raise
         self._calls += 1
 
@@ -230,8 +232,9 @@ class ENorm:
         Raises NonFiniteError, OptimizerStateError or PlanError, with nothing written.
         """
         (self._next if self._fused is None else self._fused).check()
-        to_optimum_(
-            self._maker.to_optimum(),
+        careful = self._maker.to_optimum()
+        scales = to_optimum_(
+            careful,
             self.optimizer,
             self._maker.buffers,
             tol=_START_TOLERANCE,
@@ -240,6 +243,7 @@ class ENorm:
             polish=True,
         )
         self._started = True
+        self._maker.notes.started(careful.largest_change(scales))
 
     @property
     def backend(self) -> str:
@@ -267,8 +271,9 @@ class ENorm:
                 self._start_(gradients=False)
             elif (self._calls + 1) % self._settings["every"] == 0:
                 self._next.run_()
-        except EnormError:
+        except EnormError as error:
             self._refused += 1
+            self._maker.notes.refused(error)
             raise
         finally:
             self._seconds += time.perf_counter() - begun

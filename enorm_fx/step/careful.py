@@ -17,7 +17,7 @@ from enorm_fx.errors import PlanError
 from enorm_fx.plan.data import PlanData
 from enorm_fx.plan.records import Group
 from enorm_fx.step.checks import find_held
-from enorm_fx.step.descent import Descent, sweep_
+from enorm_fx.step.descent import Descent, log_factors, sweep_
 from enorm_fx.step.factors import (
     Factors,
     FactorTable,
@@ -184,6 +184,15 @@ class CarefulStep:
             for _ in range(cycles):
                 sweep_(descent, self._exact)
         return descent.u, sizes
+
+    def largest_change(self, u: Tensor) -> float:
+        """The largest |log factor| of any entry that this process holds, under these scales."""
+        found = [0.0]
+        for entry in self._held:
+            logs = [log_factors(part, u) for part in entry.parts if math.prod(part.shape)]
+            found += [abs(sum(float(one.max()) for one in logs)),
+                      abs(sum(float(one.min()) for one in logs))]  # fmt: skip
+        return max(found)
 
     def zeros(self) -> Tensor:
         """Log scales that change nothing, float64, (num_scales + 1,)."""

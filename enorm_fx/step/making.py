@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from enorm_fx.step.checks import check_exact
 from enorm_fx.step.fused.optimizers import check_fusable
 from enorm_fx.step.fused.step import FusedStep
 from enorm_fx.step.layout import Turns, alternating_turns
+from enorm_fx.step.notes import Notes
 from enorm_fx.step.runner import ConvergingRunner, StepRunner
 
 
@@ -33,6 +34,7 @@ class Maker:
     buffers: Mapping[str, int]
     wanted: str
     deferred: bool
+    notes: Notes = field(default_factory=Notes)
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -92,6 +94,7 @@ class Maker:
                 cycles=cycles,
                 backend=self.wanted,
                 deferred=self.deferred,
+                notes=self.notes,
             )
             for order, cycles in self._orders()
         )
@@ -106,6 +109,7 @@ class Maker:
             cycles=orders[0][1],
             p=float(self.settings["p"]),
             backend=self.wanted,
+            notes=self.notes,
         )
 
     def to_optimum(self) -> CarefulStep:

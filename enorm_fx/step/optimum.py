@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from enorm_fx.step.careful import CarefulStep
@@ -26,8 +27,10 @@ def to_optimum_(
     exact: bool,
     gradients: bool,
     polish: bool,
-) -> None:
+) -> Tensor:
     """Bring the weights that `careful` moves, and all that follows them, to the minimum of J.
+
+    Returns the log scales by which it did, (num_scales + 1,).
 
     gradients: those in `.grad` follow too. tol, polish: see `converge_`. exact: round the optimum
     to powers of two; nothing moves if J would not fall.
@@ -42,6 +45,7 @@ def to_optimum_(
         if exact:
             round_(descent, careful)
         careful.apply_(descent.u, sizes, writes)
+    return descent.u
 
 
 def round_(descent: Descent, careful: CarefulStep) -> tuple[HeldBack, ...]:

@@ -15,6 +15,7 @@ from enorm_fx.step.backends import compile_step
 from enorm_fx.step.careful import CarefulStep
 from enorm_fx.step.factors import FactoredWrite
 from enorm_fx.step.guard import Guard, structure_of
+from enorm_fx.step.notes import Notes
 from enorm_fx.step.optimizer_state import exponents
 from enorm_fx.step.optimum import to_optimum_
 from enorm_fx.step.recipe import BackendStep, Recipe
@@ -40,9 +41,11 @@ class StepRunner:
         cycles: int,
         backend: str,
         deferred: bool,
+        notes: Notes,
     ) -> None:
         self._careful, self._optimizer, self._buffers = careful, optimizer, dict(buffers)
         self._cycles, self._wanted, self._deferred = cycles, backend, deferred
+        self._notes = notes
         careful.bind_()
         self._structure = structure_of(careful.model, careful.names)
         self._guard: Guard | None = None
@@ -99,14 +102,15 @@ class StepRunner:
             self._guard = self._compiled = self._recipe = None
             self._careful.together(self._bind_)
             if self._careful.sharded:
-                self._backend, self._why = "distributed", _IN_PARTS
+                self._take("distributed", _IN_PARTS)
                 return
             writes = self._careful.collect(self._optimizer, self._buffers, gradients=False)
             if any(isinstance(write, FactoredWrite) for write in writes):
-                self._backend, self._why = "eager", _MOMENTS
+                self._take("eager", _MOMENTS)
                 return
             self._recipe = self._careful.recipe(writes, self._cycles)
-            self._backend, self._compiled = compile_step(self._recipe, self._wanted)
+            backend, self._compiled = compile_step(self._recipe, self._wanted)
+            self._take(backend)
             self._versioned = [
                 w.tensor for w in writes if w.exponent == 1 and not w.tensor.is_inference()
             ]
@@ -118,13 +122,20 @@ class StepRunner:
                 [name for name, exponent in known.items() if exponent],
             )
 
+    def _take(self, backend: str, why: str = "") -> None:
+        self._backend, self._why = backend, why
+        self._notes.backend(backend, why)
+
     def _bind_(self) -> None:
         self._structure.check(self._careful.model)
         self._careful.bind_()
 
     def _refused_before(self) -> bool:
         unread, self._unread = self._unread, None
-        return unread is not None and not bool(unread)
+        refused = unread is not None and not bool(unread)
+        if refused:
+            self._notes.refused("with check='async' the one before changed nothing, silently")
+        return refused
 
     def _succeeded(self, ok: Tensor | bool) -> bool:
         if self._deferred and isinstance(ok, Tensor):

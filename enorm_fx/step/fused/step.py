@@ -34,6 +34,7 @@ from enorm_fx.step.generated.generate import generate
 from enorm_fx.step.guard import structure_of
 from enorm_fx.step.native.compiler import CompilerError
 from enorm_fx.step.native.pack import Unsupported
+from enorm_fx.step.notes import Notes
 from enorm_fx.step.precision import full_precision
 
 Plain = Callable[[], None]
@@ -52,9 +53,11 @@ class FusedStep:
         cycles: int,
         p: float,
         backend: str,
+        notes: Notes,
     ) -> None:
         self._careful, self.optimizer, self._buffers = tuple(careful), optimizer, dict(buffers)
         self._cycles, self._p, self._wanted = cycles, p, backend
+        self._notes = notes
         self._native: NativeFused | None = None
         for one in self._careful:
             one.bind_()
@@ -97,6 +100,8 @@ class FusedStep:
         with self._turn:
             fast = start is None and not is_scaled(self.optimizer)
             tables = self._tables_now() if fast else None
+            if fast:
+                self._notes.backend("eager" if tables is None else "native")
             if tables is not None and tables.step_(self.due, turn):
                 self.due = turn
             else:
