@@ -86,7 +86,7 @@ def balance(
     found = find_optimum(plan, p=p, c=c, tol=tol, exact=exact)
     careful = found.careful
     with full_precision(careful.device):
-        writes = careful.collect(None, None, gradients=True)
+        writes = careful.collect((), None, gradients=True)
         careful.apply_(found.log_scales, found.sizes, writes)
     return found.report(objective(plan, p, c))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from enorm_fx.analysis import as_plan
 from enorm_fx.errors import ArgumentError, EnormError
 from enorm_fx.model_plan import Plan
 from enorm_fx.step.backends import BACKENDS, CHECKS
-from enorm_fx.step.checks import check_count, check_optimizer, check_settings
+from enorm_fx.step.checks import check_count, check_settings, checked_optimizers
 from enorm_fx.step.fused.step import FusedStep
 from enorm_fx.step.fused.takeover import TakenOver
 from enorm_fx.step.making import Maker
@@ -52,7 +52,8 @@ class ENorm:
 
     plan_or_model: what `analyze` gave, or a model, which is analyzed with defaults.
     optimizer:     its buffers follow the weights; None where there is none, or it keeps none.
-                   Buffers of another optimizer of the same weights do not follow.
+                   A list where several train one model: all that are not in it keep buffers which
+                   do not follow. Call `step` when all have stepped; `attach` follows the last one.
     c:             > 0; at the optimum of a chain a consumer's norm is c times its producer's.
     p:             >= 1, or inf: the norm that falls.
     cycles:        cycles per step, on norms that are measured once.
@@ -101,7 +102,7 @@ class ENorm:
     def __init__(
         self,
         plan_or_model: Plan | nn.Module,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
         *,
         c: float = 1.0,
         p: float = 2,
@@ -134,19 +135,18 @@ class ENorm:
         if check not in CHECKS:
             raise ArgumentError(f"check must be one of {CHECKS}, not {check!r}")
         self.plan = as_plan(plan_or_model)
-        check_optimizer(self.plan, optimizer)
-        self.optimizer = optimizer
+        self.optimizers = checked_optimizers(self.plan, optimizer)
         self._maker = Maker(
-            self.plan, settings, optimizer, dict(buffers or {}), backend, check == "async"
+            self.plan, settings, self.optimizers, dict(buffers or {}), backend, check == "async"
         )
         self._maker.check(fused)
         self._maker.notes.left_out(self.plan, self._maker.groups)
         self._calls = self._refused = 0
         self._seconds = 0.0
         self._started = start == "as_is" or not self.plan.exact
-        self._start_hook: RemovableHandle | None = None
+        self._start_hooks: list[RemovableHandle] = []
         self._handle: RemovableHandle | None = None
-        self._taken = None if optimizer is None or not fused else self._taking(optimizer)
+        self._taken = self._taking(self.optimizers[0]) if fused else None
         self._fused: FusedStep | None = None
         self._steps: tuple[StepRunner | ConvergingRunner, ...] = ()
         self._make_()
@@ -161,8 +161,8 @@ class ENorm:
 
     def _make_(self) -> None:
         """Make what calls run, or what runs inside the optimizer's step."""
-        if self._taken is not None and self.optimizer is not None:
-            self._fused = self._maker.fused(self.optimizer)
+        if self._taken is not None:
+            self._fused = self._maker.fused(self.optimizers[0])
         else:
             self._steps = self._maker.steps()
 
@@ -197,11 +197,9 @@ class ENorm:
         return self._steps[self._turn(self._calls // self._settings["every"])]
 
     def _await_start(self) -> None:
-        """Have the optimizer's next step begin with the start; no longer, once it is made."""
-        if self._start_hook is not None:
-            self._start_hook.remove()
-            self._start_hook = None
-        if self._started or self.optimizer is None:
+        """Have an optimizer's next step begin with the start; no longer, once it is made."""
+        self._forget_start()
+        if self._started:
             return
         # Weak: an ENorm that nobody holds any more has no say in what the optimizer does.
         this = weakref.ref(self)
@@ -223,8 +221,13 @@ class ENorm:
 
         # A compiled step calls the hooks as they are: they look at memory, and write behind it.
         hook = torch.compiler.disable(before_step)
-        self._start_hook = self.optimizer.register_step_pre_hook(hook)
-        weakref.finalize(self, self._start_hook.remove)
+        for optimizer in self.optimizers:
+            self._start_hooks.append(optimizer.register_step_pre_hook(hook))
+            weakref.finalize(self, self._start_hooks[-1].remove)
+
+    def _forget_start(self) -> None:
+        while self._start_hooks:
+            self._start_hooks.pop().remove()
 
     def _start_(self, gradients: bool) -> None:
         """Bring the weights to the optimum; gradients in `.grad` too, if they are yet to be used.
@@ -235,7 +238,7 @@ class ENorm:
         careful = self._maker.to_optimum()
         scales = to_optimum_(
             careful,
-            self.optimizer,
+            self.optimizers,
             self._maker.buffers,
             tol=_START_TOLERANCE,
             exact=self._settings["exact"],
@@ -278,7 +281,7 @@ class ENorm:
         finally:
             self._seconds += time.perf_counter() - begun
         self._calls += 1
-        if self._start_hook is not None:
+        if self._start_hooks:
             self._await_start()
 
     def stats(self) -> Stats:
@@ -300,10 +303,10 @@ class ENorm:
     def attach(self) -> ENorm:
         """From now on every `optimizer.step()` is followed by `step()`. Returns self.
 
-        A step that a GradScaler skips is followed by none.
+        Of several, the last one's. A step that a GradScaler skips is followed by none.
         If fused, it takes `step` in, as it has done from the beginning if it was not detached.
         """
-        if self.optimizer is None:
+        if not self.optimizers:
             raise ArgumentError("attach() needs the optimizer: pass ENorm(model, optimizer)")
         if self._taken is not None:
             self._taken.take_()
@@ -314,7 +317,7 @@ class ENorm:
                     self.step()
 
             hook = torch.compiler.disable(after_step)
-            self._handle = self.optimizer.register_step_post_hook(hook)
+            self._handle = self.optimizers[-1].register_step_post_hook(hook)
             self._await_start()
         return self
 
@@ -332,9 +335,7 @@ class ENorm:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
-            if self._start_hook is not None:
-                self._start_hook.remove()
-                self._start_hook = None
+            self._forget_start()
 
     def __enter__(self) -> ENorm:
         return self.attach()

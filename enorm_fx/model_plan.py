@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -32,12 +33,16 @@ class Plan(PlanData):
         """
         return objective(self, p, c)
 
-    def rescale_(self, log_scales: Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def rescale_(
+        self,
+        log_scales: Tensor,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+    ) -> None:
         """Rescale the model in place by u = log_scales, shape (num_scales,): all or nothing.
 
-        Multiples of log 2 (in float64) multiply by powers of two, to the last bit. The optimizer's
-        buffers follow. Raises ArgumentError for a wrong shape or values that are not finite,
-        NonFiniteError, OptimizerStateError, PlanError; nothing is written then.
+        Multiples of log 2 (in float64) multiply by powers of two, to the last bit. Buffers of
+        the optimizer, or of several, follow. Raises ArgumentError for a wrong shape or values that
+        are not finite, NonFiniteError, OptimizerStateError, PlanError; nothing is written then.
         """
         rescale_(self, log_scales, optimizer)
 

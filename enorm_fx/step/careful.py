@@ -6,7 +6,7 @@ Everything that can fail is decided before the first write, so a step is all or 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -165,7 +165,7 @@ class CarefulStep:
         return Recipe(self._layout, weights, detached, self._p, self._c, cycles, self._exact)
 
     def run_(
-        self, optimizer: Optimizer | None, buffers: Mapping[str, int] | None, cycles: int
+        self, optimizers: Sequence[Optimizer], buffers: Mapping[str, int] | None, cycles: int
     ) -> None:
         """Measure, solve, apply, with care: in log space, every number looked at.
 
@@ -173,7 +173,7 @@ class CarefulStep:
         """
         self.bind_()
         with full_precision(self.device):
-            writes = self.together(lambda: self.collect(optimizer, buffers, gradients=False))
+            writes = self.together(lambda: self.collect(optimizers, buffers, gradients=False))
             u, sizes = self.solve(cycles)
             self.apply_(u, sizes, writes)
 
@@ -257,12 +257,12 @@ class CarefulStep:
 
     def collect(
         self,
-        optimizer: Optimizer | None,
+        optimizers: Sequence[Optimizer],
         buffers: Mapping[str, int] | None,
         gradients: bool,
     ) -> list[Write]:
         """Every tensor to be written: weights, their gradients if asked for, optimizer state."""
-        known = exponents(optimizer, buffers) if optimizer is not None else {}
+        known = [(optimizer, exponents(optimizer, buffers)) for optimizer in optimizers]
         writes = []
         for number, (entry, weight) in enumerate(zip(self._held, self._parameters, strict=True)):
             held = local(weight)
@@ -271,8 +271,8 @@ class CarefulStep:
             writes.append(Write(number, held, 1))
             if gradients:
                 writes += gradient_write(number, entry, weight)
-            if optimizer is not None:
-                writes += state_writes(number, entry, weight, optimizer, known)
+            for optimizer, powers in known:
+                writes += state_writes(number, entry, weight, optimizer, powers)
         return writes
 
     def together(self, attempt: Callable[[], Made], *found: Tensor) -> Made:
@@ -304,7 +304,7 @@ class CarefulStep:
 
         Raises NonFiniteError.
         """
-        writes = self.collect(None, None, gradients=False)
+        writes = self.collect((), None, gradients=False)
         wide = [Write(w.entry, w.tensor.new_empty(0, dtype=torch.float64), 1) for w in writes]
         factors = self._decided(u, sizes, writes, also=wide)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -83,21 +83,31 @@ def check_exact(plan: PlanData, exact: bool) -> bool:
     return exact
 
 
-def check_optimizer(plan: PlanData, optimizer: Optimizer | None) -> None:
-    """A scaled parameter that the optimizer does not hold has no state. None at all: a mistake."""
-    if optimizer is None:
-        return
-    if not isinstance(optimizer, Optimizer):
-        raise ArgumentError(
-            f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}"
-        )
+def checked_optimizers(
+    plan: PlanData, given: Optimizer | Sequence[Optimizer] | None
+) -> tuple[Optimizer, ...]:
+    """The optimizers whose buffers follow.
+
+    A scaled parameter that none of them holds has no state. None at all: a mistake.
+    """
+    found = () if given is None else tuple(given) if isinstance(given, list | tuple) else (given,)
+    for optimizer in found:
+        if not isinstance(optimizer, Optimizer):
+            raise ArgumentError(
+                f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}"
+            )
+    if len({id(optimizer) for optimizer in found}) < len(found):
+        raise ArgumentError("an optimizer is given twice, and its buffers would follow twice")
     scaled = [find_held(plan.model, s.name) for s in plan.parameters if s.terms]
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if scaled and not any(id(p) in held for p in scaled):
-        raise ArgumentError(
-            f"the {type(optimizer).__name__} holds none of the {len(scaled)} parameters that are "
-            "rescaled: was it made for another model, or before parameters were replaced?"
-        )
+    for optimizer in found:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if scaled and not any(id(p) in held for p in scaled):
+            raise ArgumentError(
+                f"the {type(optimizer).__name__} holds none of the {len(scaled)} parameters that "
+                "are rescaled: was it made for another model, before parameters were replaced, or "
+                "for copies of them in another precision? Analyze the model that it trains"
+            )
+    return found
 
 
 def check_log_scales(plan: PlanData, log_scales: Tensor) -> None:

@@ -7,7 +7,7 @@ the model itself has changed, its plan no longer holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, is_
 from typing import Any
@@ -24,7 +24,7 @@ class Guard:
     """Remembers where tensors are. It keeps their memory alive, so that no other tensor can come
     to lie at the same address meanwhile.
 
-    names: of the parameters in `model.named_parameters()`. buffers: names of optimizer state.
+    names: of the parameters in `model.named_parameters()`. buffers: by optimizer, names of state.
 
     The lists belong together: `holders[k][keys[k]]` was `values[k]`. They are compared by `map`:
     after a step this data is out of the processor's cache, so as little of it as possible is read.
@@ -34,14 +34,12 @@ class Guard:
         self,
         model: nn.Module,
         names: Iterable[str],
-        optimizer: Optimizer | None,
-        buffers: Iterable[str],
+        buffers: Mapping[Optimizer, Sequence[str]],
     ) -> None:
         self._holders: list[dict[str, Any]] = []
         self._keys: list[str] = []
         self._values: list[object] = []
         self._tensors: list[Tensor] = []
-        self._optimizer = optimizer
         for module in model.modules():
             for name, child in module._modules.items():
                 self._add(module._modules, name, child)
@@ -51,13 +49,15 @@ class Guard:
             parameter = find_held(model, name)
             parameters.append(parameter)
             self._add(model.get_submodule(path)._parameters, leaf, parameter)
-        self._stepped = parameters if optimizer is not None else []
-        self._states = [optimizer.state.get(p) for p in parameters] if optimizer else []
-        buffers = tuple(buffers)
-        held: list[dict[str, Any]] = [state for state in self._states if state is not None]
-        for state in held:
-            for key in buffers:
-                self._add(state, key, state.get(key))
+        self._stepped = parameters
+        self._states = [(o, [o.state.get(p) for p in parameters]) for o in buffers]
+        held: list[dict[str, Any]] = []
+        for optimizer, states in self._states:
+            for state in states:
+                if state is not None:
+                    held.append(state)
+                    for key in buffers[optimizer]:
+                        self._add(state, key, state.get(key))
         dicts = [d for module in model.modules() for d in (module._modules, module._parameters)]
         self._sized = [*dicts, *held]
         self._sizes = [len(d) for d in self._sized]
@@ -80,9 +80,8 @@ class Guard:
         """True: every module and every tensor of the step is the one it was, at the same place."""
         if not all(map(is_, map(dict.get, self._holders, self._keys), self._values)):
             return False
-        if self._optimizer is not None:
-            states = map(self._optimizer.state.get, self._stepped)
-            if not all(map(is_, states, self._states)):
+        for optimizer, states in self._states:
+            if not all(map(is_, map(optimizer.state.get, self._stepped), states)):
                 return False
         return list(map(len, self._sized)) == self._sizes and self._same_memory()
 

@@ -30,7 +30,7 @@ class Maker:
 
     plan: PlanData
     settings: Mapping[str, Any]
-    optimizer: Optimizer | None
+    optimizers: tuple[Optimizer, ...]
     buffers: Mapping[str, int]
     wanted: str
     deferred: bool
@@ -61,9 +61,11 @@ class Maker:
             )
         if not fused:
             return
-        if self.optimizer is None:
-            raise ArgumentError("fused=True needs the optimizer: pass ENorm(model, optimizer)")
-        check_fusable(self.optimizer)
+        if len(self.optimizers) != 1:
+            raise ArgumentError(
+                "fused=True needs the optimizer, and one only: pass ENorm(model, optimizer)"
+            )
+        check_fusable(self.optimizers[0])
         if not self.plan.exact:
             raise ArgumentError(
                 "fused=True needs a plan that keeps the function, and this one does not "
@@ -83,13 +85,13 @@ class Maker:
         if self.settings["converge"]:
             return (
                 ConvergingRunner(
-                    self.to_optimum(), self.optimizer, self.buffers, exact=self.settings["exact"]
+                    self.to_optimum(), self.optimizers, self.buffers, exact=self.settings["exact"]
                 ),
             )
         return tuple(
             StepRunner(
                 self._careful(order, wide=False),
-                self.optimizer,
+                self.optimizers,
                 self.buffers,
                 cycles=cycles,
                 backend=self.wanted,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ _LOG_2 = math.log(2.0)
 
 def to_optimum_(
     careful: CarefulStep,
-    optimizer: Optimizer | None = None,
+    optimizers: Sequence[Optimizer] = (),
     buffers: Mapping[str, int] | None = None,
     *,
     tol: float,
@@ -39,7 +39,7 @@ def to_optimum_(
     """
     careful.bind_()
     with full_precision(careful.device):
-        writes = careful.together(lambda: careful.collect(optimizer, buffers, gradients))
+        writes = careful.together(lambda: careful.collect(optimizers, buffers, gradients))
         descent, sizes = careful.measure_()
         converge_(descent, tol, polish=polish)
         if exact:

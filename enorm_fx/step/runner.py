@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class StepRunner:
     def __init__(
         self,
         careful: CarefulStep,
-        optimizer: Optimizer | None,
+        optimizers: Sequence[Optimizer],
         buffers: Mapping[str, int],
         *,
         cycles: int,
@@ -43,7 +43,7 @@ class StepRunner:
         deferred: bool,
         notes: Notes,
     ) -> None:
-        self._careful, self._optimizer, self._buffers = careful, optimizer, dict(buffers)
+        self._careful, self._optimizers, self._buffers = careful, optimizers, dict(buffers)
         self._cycles, self._wanted, self._deferred = cycles, backend, deferred
         self._notes = notes
         careful.bind_()
@@ -85,12 +85,12 @@ class StepRunner:
         self._compile_if_needed()
         compiled, recipe = self._compiled, self._recipe
         if compiled is None or recipe is None:
-            self._careful.run_(self._optimizer, self._buffers, self._cycles)
+            self._careful.run_(self._optimizers, self._buffers, self._cycles)
             return
         if not recipe.writes:
             return
         if self._refused_before() or not self._succeeded(compiled.run()):
-            self._careful.run_(self._optimizer, self._buffers, self._cycles)
+            self._careful.run_(self._optimizers, self._buffers, self._cycles)
             return
         # Memory may have been written behind autograd's back: a graph that needs it must notice.
         torch.autograd.graph.increment_version(self._versioned)
@@ -104,7 +104,7 @@ class StepRunner:
             if self._careful.sharded:
                 self._take("distributed", _IN_PARTS)
                 return
-            writes = self._careful.collect(self._optimizer, self._buffers, gradients=False)
+            writes = self._careful.collect(self._optimizers, self._buffers, gradients=False)
             if any(isinstance(write, FactoredWrite) for write in writes):
                 self._take("eager", _MOMENTS)
                 return
@@ -114,13 +114,15 @@ class StepRunner:
             self._versioned = [
                 w.tensor for w in writes if w.exponent == 1 and not w.tensor.is_inference()
             ]
-            known = exponents(self._optimizer, self._buffers) if self._optimizer else {}
-            self._guard = Guard(
-                self._careful.model,
-                self._careful.names,
-                self._optimizer,
-                [name for name, exponent in known.items() if exponent],
-            )
+            known = {
+                optimizer: [
+                    name
+                    for name, exponent in exponents(optimizer, self._buffers).items()
+                    if exponent
+                ]
+                for optimizer in self._optimizers
+            }
+            self._guard = Guard(self._careful.model, self._careful.names, known)
 
     def _take(self, backend: str, why: str = "") -> None:
         self._backend, self._why = backend, why
@@ -156,12 +158,12 @@ class ConvergingRunner:
     def __init__(
         self,
         careful: CarefulStep,
-        optimizer: Optimizer | None,
+        optimizers: Sequence[Optimizer],
         buffers: Mapping[str, int],
         *,
         exact: bool,
     ) -> None:
-        self._careful, self._optimizer, self._buffers = careful, optimizer, dict(buffers)
+        self._careful, self._optimizers, self._buffers = careful, optimizers, dict(buffers)
         self._exact = exact
         careful.bind_()
         self._structure = structure_of(careful.model, careful.names)
@@ -177,7 +179,7 @@ class ConvergingRunner:
             self.check()
             to_optimum_(
                 self._careful,
-                self._optimizer,
+                self._optimizers,
                 self._buffers,
                 tol=_NEAR_ENOUGH,
                 exact=self._exact,

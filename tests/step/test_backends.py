@@ -132,7 +132,7 @@ def test_threads_dtypes_and_memory_orders_do_not_matter(
     program = CarefulStep(plan, plan.groups, p=float(p), c=1.1)
     tensors = tensors_of(case.model, optimizer)
     old = copied(tensors)
-    program.run_(optimizer, None, 2)
+    program.run_((optimizer,), None, 2)
     expected = copied(tensors)
     threads = torch.get_num_threads()
     try:

@@ -46,6 +46,10 @@ def program_of(plan: Plan, **settings: Any) -> CarefulStep:
     return CarefulStep(plan, plan.groups, **{"p": 2.0, **settings})
 
 
+def _given(optimizer: Optimizer | None) -> tuple[Optimizer, ...]:
+    return () if optimizer is None else (optimizer,)
+
+
 def generated(
     program: CarefulStep,
     optimizer: Optimizer | None = None,
@@ -53,7 +57,7 @@ def generated(
     tuning: Tuning | None = None,
 ) -> Any:
     program.bind_()
-    recipe = program.recipe(program.collect(optimizer, None, gradients=False), cycles)
+    recipe = program.recipe(program.collect(_given(optimizer), None, gradients=False), cycles)
     if tuning is NATIVE:
         return make_native(recipe) if find_compiler() else generate(recipe)
     return generate(recipe, tuning)
@@ -74,7 +78,7 @@ def check(
     program = program_of(plan, **settings)
     tensors = tensors_of(model, optimizer)
     old = copied(tensors)
-    program.run_(optimizer, None, cycles)
+    program.run_(_given(optimizer), None, cycles)
     expected = copied(tensors)
     assert settings.get("exact") or not same_bits(expected, old)
     for tuning in tunings:
@@ -179,7 +183,7 @@ def test_a_step_is_repeated_over_the_same_memory() -> None:
     optimizer, program = trained(other), program_of(other.plan)
     for _ in range(6):
         assert bool(step.run())
-        program.run_(optimizer, None, 1)
+        program.run_((optimizer,), None, 1)
     assert largest_error(tensors_of(case.model), tensors_of(other.model)) < 1e-12
 
 
@@ -270,7 +274,7 @@ def test_dtypes_may_differ(kind: str, order: str) -> None:
 def test_half_precision_is_rounded_once(kind: str, dtype: torch.dtype) -> None:
     case = make(kind, seed=8)
     # float16 ends at 65,504: factors of one step must be moderate.
-    program_of(case.plan).run_(None, None, 3)
+    program_of(case.plan).run_((), None, 3)
     first = next(case.model.parameters())
     first.data *= 3
     case.model.to(dtype)

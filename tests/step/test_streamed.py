@@ -117,7 +117,7 @@ def test_edits_do_what_a_step_writes(kind: str, dtype: torch.dtype) -> None:
         assert same_bits(weights(case.model), before)
         for name, edit in edits.items():
             edit(before[name])
-        careful.apply_(descent.u, sizes, careful.collect(None, None, gradients=False))
+        careful.apply_(descent.u, sizes, careful.collect((), None, gradients=False))
     assert same_bits(weights(case.model), before)
     assert edits
 

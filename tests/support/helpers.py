@@ -99,7 +99,7 @@ def careful(
     """Weights and buffers after a step of the careful program; the case stays as it is."""
     tensors = tensors_of(case.model, optimizer)
     old = copied(tensors)
-    CarefulStep(case.plan, case.plan.groups, p=2.0).run_(optimizer, None, 1)
+    CarefulStep(case.plan, case.plan.groups, p=2.0).run_((optimizer,), None, 1)
     result = weights(case.model), buffers(optimizer)
     restore_(tensors, old)
     return result

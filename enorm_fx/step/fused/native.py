@@ -66,8 +66,7 @@ class NativeFused:
         self._guard = Guard(
             careful[0].model,
             [names[id(h.parameter)] for h in self._held],
-            optimizer,
-            {"step", *(name for group in BUFFERS for name in group)},
+            {optimizer: sorted({"step", *(name for group in BUFFERS for name in group)})},
         )
         self._parameters = [h.parameter for h in self._held]
         self._numbers = {p.data_ptr(): k for k, p in enumerate(self._parameters)}
@@ -189,7 +188,7 @@ class NativeFused:
     def _recipe(self, careful: CarefulStep, cycles: int) -> Recipe:
         """Of what a turn moves; the weight stands for its gradient, which takes the inverse."""
         careful.bind_()
-        known = careful.collect(self._optimizer, None, gradients=False)
+        known = careful.collect((self._optimizer,), None, gradients=False)
         inverse = [Write(w.entry, w.tensor, -1) for w in known if w.exponent == 1]
         return careful.recipe([*known, *inverse], cycles)
 

@@ -83,7 +83,7 @@ class FusedStep:
         """The rescaling as torch operations, as if it followed the optimizer's step at once."""
         careful = self._careful[self.due or 0]
         careful.bind_()
-        writes = careful.collect(self.optimizer, self._buffers, gradients=False)
+        writes = careful.collect((self.optimizer,), self._buffers, gradients=False)
         return generate(careful.recipe(writes, self._cycles)).code
 
     def check(self) -> None:
@@ -150,7 +150,7 @@ class FusedStep:
         careful = self._careful[turn]
         careful.bind_()
         u, sizes = careful.solve(self._cycles)
-        writes = careful.collect(self.optimizer, self._buffers, gradients=True)
+        writes = careful.collect((self.optimizer,), self._buffers, gradients=True)
         reach = reach_of(careful.fastest * float(u.abs().amax()))
 
         def rescale_() -> None:
