@@ -5,10 +5,10 @@
 On the paper's two networks, resnet18, resnet50, vgg16, an MLP of 50 layers of width 64 and a Llama
 of 101M parameters, with momentum: one cycle on each backend against torch's fused SGD step, a plain
 loop over the layers and the bare passes over the data (the floor); the same as a part of a training
-step, beside what BatchNorm and GroupNorm add there; more cycles, other orders, growing networks;
-the time to build a step. In every measurement contenders take turns in an order that is drawn
-anew each round, and medians are compared within it. Backends and orders that this version or
-this machine does not have are left out and named.
+step, beside what BatchNorm and GroupNorm add there; a step that converges; more cycles, other
+orders, growing networks; the time to build a step. In every measurement contenders take turns in an
+order that is drawn anew each round, and medians are compared within it. Backends and orders that
+this version or this machine does not have are left out and named.
 
 As in training, an ENorm or loop step is preceded by an SGD step that is not timed, the SGD step by
 an ENorm step: caches hold what they hold in use. The learning rate is 0, so nothing drifts.
@@ -35,12 +35,13 @@ from rich.console import Console
 
 from benchmarks._environment import RESULTS, environment, write_json
 from benchmarks.speed.bench import Bench
+from benchmarks.speed.converging import converge_costs
 from benchmarks.speed.costs import bandwidths, median_visit, step_costs, training_costs
 from benchmarks.speed.networks import networks
 from benchmarks.speed.report import BACKENDS, bars, show
 from benchmarks.speed.settings import build_costs, cycle_costs, order_costs, size_costs
 
-SECTIONS = ("build", "step", "training", "cycles", "orders", "sizes")
+SECTIONS = ("build", "step", "training", "converge", "cycles", "orders", "sizes")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,6 +90,7 @@ def run(
         "orders": lambda: order_costs(known["MLP 50 x 64"], bench),
         "sizes": lambda: size_costs(bench),
     }
+    each = {"training": training_costs, "converge": converge_costs}
     record: dict[str, Any] = {
         "benchmark": "speed",
         "environment": environment(bench.device, bench.seed),
@@ -115,7 +117,7 @@ def run(
             continue
         for name in names:
             note(f"{section}: {name}")
-            record[section][name] = training_costs(known[name], bench)
+            record[section][name] = each[section](known[name], bench)
     bench.release()
     # The bars are set for two cores of a CPU.
     record["bars"] = bars(record) if bench.device.type == "cpu" else []

@@ -78,6 +78,8 @@ def show(record: Record, console: Console) -> None:
         console.print(_step_table(record["step"]))
     if record.get("training"):
         console.print(_training_table(record["training"]))
+    if record.get("converge"):
+        console.print(_converge_table(record["converge"]))
     for key, title in (("cycles", "cycles"), ("orders", "orders, eager")):
         if record.get(key):
             console.print(_variant_table(record[key], title))
@@ -135,6 +137,19 @@ def _training_table(training: Record) -> Table:
     return table
 
 
+def _converge_table(converge: Record) -> Table:
+    title = "to the optimum of the moment, ms, and multiples of one cycle"
+    table = Table("network", "SGD", "one cycle", "converge", "cycles", "ratio", title=title)
+    for network, row in converge.items():
+        cells = [
+            _ms(row["contenders"][name]["median"]) if name in row["contenders"] else ""
+            for name in ("sgd", "cycle", "converge")
+        ]
+        ratio = f"{row['ratios']['converge']:.1f}" if "converge" in row["ratios"] else ""
+        table.add_row(network, *cells, str(row.get("cycles", "")), ratio)
+    return table
+
+
 def _variant_table(section: Record, title: str) -> Table:
     table = Table("step", "ms", "ratio", title=f"{section['network']}: {title}")
     costs = section["contenders"]
@@ -178,7 +193,7 @@ def _bar_table(rows: list[dict[str, Any]]) -> Table:
 
 def _skipped(record: Record) -> dict[str, list[str]]:
     """What was left out, by reason."""
-    sections = [*record.get("step", {}).values()]
+    sections = [*record.get("step", {}).values(), *record.get("converge", {}).values()]
     sections += [record[key] for key in ("cycles", "orders", "sizes", "build") if key in record]
     found: dict[str, list[str]] = {}
     for section in sections:
@@ -201,6 +216,18 @@ def _ms(seconds: float) -> str:
 
 
 # ---- markdown ----
+
+
+def converge_markdown(record: Record) -> str:
+    """One cycle and `converge=True` as multiples of the SGD step before them."""
+    rows = [["", "SGD step", "one cycle", "`converge=True`", "its cycles"]]
+    rows.append(["---"] + ["---:"] * 4)
+    for network, row in record["converge"].items():
+        over = row.get("over_sgd", {})
+        cells = [f"{over[name]:.2f}" if name in over else "" for name in ("cycle", "converge")]
+        sgd = f"{_ms(row['contenders']['sgd']['median'])} ms" if row["contenders"] else ""
+        rows.append([network, sgd, *cells, str(row.get("cycles", ""))])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def markdown(record: Record) -> str:

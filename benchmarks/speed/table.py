@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks._environment import RESULTS
-from benchmarks.speed.report import markdown
+from benchmarks.speed.report import converge_markdown, markdown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,10 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if not isinstance(record, dict) or not record.get("step"):
+    if not isinstance(record, dict) or not (record.get("step") or record.get("converge")):
         print(f"error: {options.file} holds no steps of benchmarks.speed", file=sys.stderr)
         return 2
-    print(markdown(record))
+    if record.get("step"):
+        print(markdown(record))
+    if record.get("converge"):
+        print(("\n" if record.get("step") else "") + converge_markdown(record))
     if options.plot is not None:
         from benchmarks.speed.plot import draw
 

@@ -283,6 +283,14 @@ def test_record_has_every_section(record: dict[str, Any]) -> None:
     for row in record["training"].values():
         assert set(row["contenders"]) == {"train none", "train batch", "train group", "enorm"}
         assert set(row["adds"]) == {"batch", "group", "enorm"}
+    for row in record["converge"].values():
+        assert set(row["contenders"]) == {"sgd", "cycle", "cycle, eager", "converge"}
+        medians = {name: cost["median"] for name, cost in row["contenders"].items()}
+        assert row["ratios"]["converge"] == pytest.approx(medians["converge"] / medians["cycle"])
+        assert row["over_sgd"]["cycle"] == pytest.approx(medians["cycle"] / medians["sgd"])
+        assert row["cycles"] >= 1
+        assert row["gap"] <= 1e-8
+        assert row["skipped"] == {}
     cycles = record["cycles"]
     assert [*cycles["contenders"]] == ["eager 1", "eager 2", "eager 5", "eager 10"]
     assert cycles["ratios"]["eager 1"] == 1
@@ -411,9 +419,12 @@ def test_table_on_the_command_line(
     written: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert speed_table.main([str(written)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + len(TINY)
-    assert len({line.count("|") for line in lines}) == 1
+    tables = [table.splitlines() for table in capsys.readouterr().out.split("\n\n")]
+    assert len(tables) == 2
+    for lines in tables:
+        assert len(lines) == 2 + len(TINY)
+        assert len({line.count("|") for line in lines}) == 1
+    assert "`converge=True`" in tables[1][0]
     empty = tmp_path / "other.json"
     empty.write_text("{}", encoding="utf-8")
     assert speed_table.main([str(empty)]) == 2
