@@ -1,0 +1,1 @@
+"""How well a small Llama of real text quantizes, as trained, with outliers, and smoothed."""
