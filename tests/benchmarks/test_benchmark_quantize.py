@@ -9,6 +9,7 @@ import torch
 from benchmarks._environment import RESULTS
 from benchmarks.data import Dataset
 from benchmarks.quantize import __main__ as benchmark
+from benchmarks.quantize import rounding
 from benchmarks.quantize.methods import METHODS, applied, pairwise_, rescaled
 from benchmarks.quantize.networks import BUILDERS, build, fold_, neighbours
 from benchmarks.quantize.quantizers import SETTINGS, quantized
@@ -121,3 +122,42 @@ def test_the_table_in_the_documentation_is_that_of_the_record():
     record = json.loads((RESULTS / "quantize.json").read_text(encoding="utf-8"))
     docs = Path(__file__).parents[2] / "docs" / "results.md"
     assert table(record) in docs.read_text(encoding="utf-8")
+
+
+def test_roundings_are_of_one_function_and_their_table_has_what_was_measured(
+    tmp_path, monkeypatch, capsys
+):
+    model, images = network("mobilenet")
+    first, second = rounding.moved(model, images, 2)
+    assert not torch.equal(first[0].conv.weight, second[0].conv.weight)
+    torch.testing.assert_close(first[0].conv.weight, model[0].conv.weight, rtol=0.15, atol=0)
+    for copied in (first, second):
+        torch.testing.assert_close(copied(images), model(images))
+    data = Dataset("noise", images, torch.arange(6), images, torch.arange(6), 10, False)
+    monkeypatch.setattr(rounding, "load", lambda *args: data)
+    monkeypatch.setattr(rounding, "trained", lambda *args: model)
+    monkeypatch.setattr(rounding, "METHODS", ("pairwise", "ours, p = 2"))
+    out = tmp_path / "rounding.json"
+    command = ["--trainings", "1", "--roundings", "2", "--cache", "none", "--output", str(out)]
+    threads = torch.get_num_threads()
+    try:
+        assert rounding.main(command) == 0
+    finally:
+        torch.set_num_threads(threads)
+    record = json.loads(out.read_text(encoding="utf-8"))
+    assert rounding.table(record) in capsys.readouterr().out
+    (found,) = record["trainings"]
+    assert {m: len(values) for m, values in found["methods"].items()} == dict.fromkeys(
+        rounding.METHODS, 3
+    )
+    trainings = [{"float": 0.9, "methods": {"pairwise": values}}
+                 for values in ([0.5, 0.6, 0.8], [0.7, 0.7, 0.7])]  # fmt: skip
+    shown = rounding.table({"trainings": trainings})
+    assert "| 0 | 90.0 | 50.0; 70.0 ± 14.1 |" in shown
+    assert "| all | 90.0 ± 0.0 | 60.0 ± 14.1; 70.0 ± 0.0 |" in shown
+
+
+def test_the_table_of_roundings_in_the_documentation_is_that_of_the_record():
+    record = json.loads((RESULTS / "quantize-rounding.json").read_text(encoding="utf-8"))
+    docs = Path(__file__).parents[2] / "docs" / "results.md"
+    assert rounding.table(record) in docs.read_text(encoding="utf-8")
