@@ -1,7 +1,7 @@
 """Bytes that a step sends between processes where weights lie in parts, beside gradients.
 
 Counted from a plan on the meta device, not run: each rank contributes one vector of channels for
-each weight that touches a group, once a cycle, and a few numbers for what all must agree on.
+each side of a group, once a cycle, and a few numbers for what all must agree on.
 
     python -m benchmarks.wire
 """
@@ -49,14 +49,14 @@ def bytes_of_a_step(plan: Plan, order: str = "colored", cycles: int = 1) -> dict
 
 
 def _positions(group: GroupLayout, in_parts: list[bool]) -> int:
-    """Of all touches whose block is reduced vector by vector."""
-    return sum(
-        touch.positions.stop - touch.positions.start
-        if isinstance(touch.positions, slice)
-        else len(touch.positions)
-        for touch in group.touches
-        if in_parts[touch.block]
-    )
+    """Of all touches whose block is in parts; those of one side travel as one vector."""
+    sides: dict[float, int] = {}
+    for touch in group.touches:
+        if in_parts[touch.block]:
+            span = touch.positions
+            size = span.stop - span.start if isinstance(span, slice) else len(span)
+            sides[touch.coefficient] = sides.get(touch.coefficient, 0) + size
+    return sum(min(size, group.channels) for size in sides.values())
 
 
 def _resnet50() -> Plan:

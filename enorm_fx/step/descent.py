@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from enorm_fx.step.joint_sums import Sums, joined
 from enorm_fx.step.layout import Block, GroupLayout, Layout, Part, Touch
 from enorm_fx.step.sharded_cells import ShardedCells
 from enorm_fx.step.shards import reduce_
@@ -149,40 +150,46 @@ def log_factors(part: Part, u: Tensor) -> Tensor:
 
 def _sides(descent: Descent, groups: Sequence[GroupLayout]) -> list[LogMarginals]:
     """The marginals of each group. Where weights lie in parts, one reduction serves all groups."""
-    touches = [touch for group in groups for touch in group.touches]
-    logs = iter(_log_marginals(descent, touches))
+    largest = math.isinf(descent.p)
+    found = [
+        joined([_sums(descent, touch) for touch in group.touches], group.channels, largest)
+        for group in groups
+    ]
+    _reduce_(descent, [one for sums in found for one in sums])
     sides = []
-    for group in groups:
+    for group, sums in zip(groups, found, strict=True):
         parts: dict[float, Tensor] = {}
-        for touch in group.touches:
-            found = parts.setdefault(
-                touch.coefficient, descent.u.new_full((group.channels,), -math.inf)
+        for one in sums:
+            total = parts.setdefault(
+                one.coefficient, descent.u.new_full((group.channels,), -math.inf)
             )
-            _add_(found, touch, next(logs), math.isinf(descent.p))
+            _add_(total, one.channels, one.logs(), largest)
         positive = tuple((a, parts[a]) for a in group.positive)
         sides.append(LogMarginals(positive, tuple((a, parts[a]) for a in group.negative)))
     return sides
 
 
+def _reduce_(descent: Descent, sums: Sequence[Sums]) -> None:
+    reduce_([(one.groups, one.values) for one in sums], math.isinf(descent.p))
+
+
 def _log_marginals(descent: Descent, touches: Sequence[Touch]) -> list[Tensor]:
     """log of the sum (or maximum) of the current cells at each position of the touched parts."""
-    found = [_marginal(descent, touch) for touch in touches]
-    in_parts = [
-        (values.shard.groups, marginal)
-        for touch, (marginal, _) in zip(touches, found, strict=True)
-        if isinstance(values := descent.values[touch.block], ShardedCells)
-    ]
-    reduce_(in_parts, math.isinf(descent.p))
-    logs = []
-    for touch, (sums, shift) in zip(touches, found, strict=True):
-        block = descent.layout.blocks[touch.block]
-        own = log_factors(block.parts[touch.part], descent.u)[touch.positions]
-        # A denormal sum has no digits left: the unit counts as dead.
-        tiny = torch.finfo(sums.dtype).tiny
-        marginal = torch.where(sums < tiny, 0.0, sums).to(own)
-        depth = descent.power * block.depth * math.log(descent.c)
-        logs.append(marginal.log() + shift + descent.power * own - depth)
-    return logs
+    found = [_sums(descent, touch) for touch in touches]
+    _reduce_(descent, found)
+    return [one.logs() for one in found]
+
+
+def _sums(descent: Descent, touch: Touch) -> Sums:
+    """The sum (or maximum) of the current cells at each position of the touched part; of cells in
+    parts, what this process's have in it."""
+    values, shift = _marginal(descent, touch)
+    block, cells = descent.layout.blocks[touch.block], descent.values[touch.block]
+    own = log_factors(block.parts[touch.part], descent.u)[touch.positions]
+    depth = descent.power * block.depth * math.log(descent.c)
+    groups = cells.shard.groups if isinstance(cells, ShardedCells) else ()
+    offset = shift + descent.power * own - depth
+    return Sums(touch.coefficient, values, offset, touch.channels, groups)
 
 
 def _marginal(descent: Descent, touch: Touch) -> tuple[Tensor, Tensor | float]:
@@ -258,9 +265,8 @@ def _exp(logs: Tensor, values: Tensor | StreamedCells | ShardedCells) -> tuple[T
     return (logs - shift).exp().to(values.device, values.dtype), shift
 
 
-def _add_(total: Tensor, touch: Touch, logs: Tensor, largest: bool) -> None:
+def _add_(total: Tensor, channels: slice | Tensor, logs: Tensor, largest: bool) -> None:
     """total[channels] = log of the sum (or the maximum) of both, in place."""
-    channels = touch.channels
     if not isinstance(channels, slice):
         logs, channels = _scatter(total, channels, logs, largest), slice(None)
     join = torch.maximum if largest else torch.logaddexp

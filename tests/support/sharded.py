@@ -34,7 +34,7 @@ STEPS = 3
 
 
 class Mixed(nn.Module):
-    """Convolutions, a depthwise one, GroupNorm, flattened maps, layers of uneven sizes."""
+    """Convolutions, a depthwise one, GroupNorm, flattened maps, a sum, layers of uneven sizes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,6 +45,7 @@ class Mixed(nn.Module):
         self.up = nn.Linear(4 * 9, 7)
         self.gate = nn.Linear(4 * 9, 7, bias=False)
         self.down = nn.Linear(7, 5)
+        self.side = nn.Linear(7, 5, bias=False)  # beside down: their sums travel as one
         self.square = nn.Linear(5, 5)
         self.last = nn.Linear(5, 2)
 
@@ -52,7 +53,7 @@ class Mixed(nn.Module):
         x = self.depthwise(self.first(x).relu()).relu()
         x = self.norm(self.grouped(x)).relu().flatten(1)
         x = (self.gate(x).relu() * self.up(x)).relu()
-        x = self.down(x).relu()
+        x = (self.down(x) + self.side(x)).relu()
         return self.last((x + self.square(x)).relu())
 
 
