@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from enorm_fx.step.coarse import Coarse, correct_, make_coarse, unbounded
-from enorm_fx.step.descent import Descent, alive, imbalance, sweep_
+from enorm_fx.step.descent import Descent, alive, imbalance, sweep_, with_peaks
 
 MAX_CYCLES = 1000
 _SETTLED = 1e-13  # the gap that cycles go on to, below tol
 _ROUNDING = 8  # cycles that do not lower a gap below tol: rounding is all that is left of it
+_LOOK = 4  # p = inf: the gap is looked at after cycles whose steps are at most so many times tol
 _REMEMBERED = 6  # cycles that a prediction is made from
 _NEAR = 1.0  # predictions begin after a cycle that moves no log scale by more
 _PATIENCE = 25  # cycles without a smaller gap, after which predictions end
@@ -77,13 +78,19 @@ def _balance_maxima_(
     smooth = Descent(descent.layout, squares, 2.0, descent.c, descent.u)
     cycles, _ = converge_(smooth, tol, watch, polish=polish)
     descent.u = smooth.u
-    gap = float(imbalance(descent))
+    peaks = with_peaks(descent)  # which moves the same u
+    gap = float(imbalance(peaks))
     while gap > tol and cycles < MAX_CYCLES:
-        sweep_(descent, exact=False)
-        cycles, gap = cycles + 1, float(imbalance(descent))
+        before = peaks.u.clone()
+        sweep_(peaks, exact=False)
+        # A step is about as large as the gap that it closes: while steps are large, so is the gap.
+        gap = float((peaks.u - before).abs().amax())
+        if not gap > _LOOK * tol:
+            gap = float(imbalance(peaks))
+        cycles += 1
         if watch is not None:
             watch(cycles, gap)
-    return cycles, gap
+    return cycles, float(imbalance(peaks))
 
 
 def _make_coarse_(descent: Descent) -> Coarse:

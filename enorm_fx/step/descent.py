@@ -16,14 +16,15 @@ descent and its asymmetric form).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from enorm_fx.step.joint_sums import Sums, joined
 from enorm_fx.step.layout import Block, GroupLayout, Layout, Part, Touch
+from enorm_fx.step.peaks import FEWEST, Peaks
 from enorm_fx.step.sharded_cells import ShardedCells
 from enorm_fx.step.shards import reduce_
 from enorm_fx.step.streamed import StreamedCells
@@ -42,7 +43,7 @@ class Descent:
     """The state of a descent: the measured cells and the log scales found so far.
 
     values: the cells of each block. u: float64, (num_scales + 1,); the last stays 0 and is
-    what pinned positions (-1) read.
+    what pinned positions (-1) read. peaks: what gives maxima of some blocks sooner.
     """
 
     layout: Layout
@@ -50,6 +51,7 @@ class Descent:
     p: float
     c: float
     u: Tensor
+    peaks: Mapping[int, Peaks] = field(default_factory=dict)
 
     @property
     def power(self) -> float:
@@ -73,6 +75,19 @@ class LogMarginals:
         down = torch.stack([m for _, m in self.positive]).amax(0)
         up = torch.stack([m for _, m in self.negative]).amax(0)
         return _two_sided(down, up)
+
+
+def with_peaks(descent: Descent) -> Descent:
+    """The same descent for p = inf, which looks at all cells of a large matrix seldom."""
+    peaks = {}
+    for number, (block, cells) in enumerate(
+        zip(descent.layout.blocks, descent.values, strict=True)
+    ):
+        matrix = sorted(part.axes for part in block.parts) == [(0,), (1,)]
+        large = math.prod(cells.shape) >= FEWEST and cells.shape == block.shape
+        if matrix and large and not isinstance(cells, ShardedCells):
+            peaks[number] = Peaks(cells)
+    return replace(descent, peaks=peaks)
 
 
 def sweep_(descent: Descent, exact: bool) -> None:
@@ -202,6 +217,11 @@ def _marginal(descent: Descent, touch: Touch) -> tuple[Tensor, Tensor | float]:
         weights, shift = _exp(descent.power * log_factors(rest[0], descent.u), values)
         largest = math.isinf(descent.p)
         return values.partial(target.axes[0], touch.positions, weights, largest), shift
+    if touch.block in descent.peaks:
+        logs = log_factors(rest[0], descent.u)
+        weights, shift = _exp(logs, values)
+        found = descent.peaks[touch.block].marginal(target.axes[0], logs, weights)
+        return found[touch.positions], shift
     if isinstance(values, StreamedCells):
         return _from_stream(descent, values, touch, target.axes[0], rest)
     if _is_matrix(block, target, rest):

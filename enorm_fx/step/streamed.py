@@ -52,9 +52,13 @@ class StreamedCells:
     def computed(self) -> Tensor:
         """All cells, in memory."""
         out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        for at, cells in self._chunks((0, self.shape[0]), (0, self.shape[1])):
+        for at, cells in self.chunks():
             out[at : at + len(cells)] = cells
         return out
+
+    def chunks(self) -> Iterator[tuple[int, Tensor]]:
+        """All cells, a few rows at a time, with the first row; the next ones overwrite them."""
+        return self._chunks((0, self.shape[0]), (0, self.shape[1]))
 
     def marginal(
         self, axis: int, positions: slice | Tensor, weights: Tensor | None, largest: bool
@@ -85,7 +89,7 @@ class StreamedCells:
     def between(self, left: Tensor, right: Tensor) -> Tensor:
         """left @ cells @ right.t(), of shape (a, b). left: (a, rows), right: (b, columns)."""
         out = torch.zeros(len(left), len(right), dtype=self.dtype, device=self.device)
-        for at, cells in self._chunks((0, self.shape[0]), (0, self.shape[1])):
+        for at, cells in self.chunks():
             out.addmm_(left[:, at : at + len(cells)], cells @ right.t())
         return out
 
