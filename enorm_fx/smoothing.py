@@ -94,8 +94,7 @@ def smooth(
     read, W what they read it with. It holds for all groups at once: where one group's scales move
     the weights of another, they are solved together. So all rescalings of a network are smoothed
     to the same weights, but for channels that no batch has made active and groups that are left
-    alone: their scales stay, and W depends on them. `balance` before, of a plan with
-    biases="balance" so that norms count, settles these.
+    alone: their scales stay, and W depends on them. `balance` before settles these.
 
     "awq": s = mean |X|^r, normalized so that the largest is the inverse of the smallest in each
     group; of 21 values of r from 0 to 1 the one is taken with the smallest squared error of the

@@ -23,7 +23,7 @@ def test_rescaled_networks_are_smoothed_alike_once_they_are_balanced() -> None:
         found = []
         for model in (copy.deepcopy(one), copy.deepcopy(other)):
             if balanced:
-                balance(analyze(model, batches[0], frozen="rescale", biases="balance"))
+                balance(analyze(model, batches[0], frozen="rescale"))
             report = smooth(model, batches)
             assert any("between weights alone" in why for _, why in report.left_out)
             found.append(weights(model))

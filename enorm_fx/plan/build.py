@@ -17,6 +17,7 @@ from enorm_fx.plan.records import Group, ScaledParameter
 from enorm_fx.rules import Labels
 from enorm_fx.rules.boxes import Box
 from enorm_fx.rules.reach import reached
+from enorm_fx.rules.registry import Flow, find
 from enorm_fx.symmetry.basis import Basis, build_basis
 from enorm_fx.symmetry.labels import Label, LabelTerm, numbers
 from enorm_fx.symmetry.solution import ScaleTerm, Solution
@@ -71,18 +72,32 @@ def describe(
 
 
 def _weights(trace: Trace, parameters: Iterable[str], batchnorm: str) -> dict[str, Node]:
-    """What counts as a weight: two axes or more, or the gamma of a normalization layer."""
+    """What counts as a weight: two axes or more, or the gamma of a normalization layer.
+
+    Of a normalization that is written out, as in transformers, gamma is what multiplies channels.
+    """
     result: dict[str, Node] = {}
     wanted = set(parameters)
     for node in trace.nodes:
+        gammas: Iterable[Node] = ()
         if node.op == PARAMETER:
-            if node.name in wanted and len(node.out.shape) >= 2:
-                result[node.name] = node
+            gammas = [node] if len(node.out.shape) >= 2 else []
         elif node.op in NORMALIZATIONS and not (node.op == "batch_norm" and batchnorm == "skip"):
-            gamma = next((n for n in node.inputs() if n.op == PARAMETER), None)
-            if gamma is not None and gamma.name in wanted:
-                result[gamma.name] = gamma
+            gammas = itertools.islice((n for n in node.inputs() if n.op == PARAMETER), 1)
+        elif (entry := find(node.op)) is not None and entry.flow is Flow.PRODUCT:
+            gammas = (n for n in map(_as_kept, node.inputs()) if n.op == PARAMETER)
+        result |= {n.name: n for n in gammas if n.name in wanted and n.out.shape}
     return result
+
+
+def _as_kept(node: Node) -> Node:
+    """The parameter that a tensor is made of, cast or moved, if it is one."""
+    while node.op != PARAMETER and (entry := find(node.op)) is not None:
+        inputs = list(node.inputs())
+        if entry.flow not in (Flow.MOVES, Flow.PASSES) or len(inputs) != 1:
+            break
+        node = inputs[0]
+    return node
 
 
 def _inside(terms: tuple[ScaleTerm, ...], box: Box) -> tuple[ScaleTerm, ...]:

@@ -13,8 +13,8 @@ class ScaledParameter:
     """A parameter and its row block of A: log scale of an entry = sum of its terms.
 
     name:    its first name in `model.named_parameters()`; further names are in `aliases`.
-    counted: it is part of the objective J (weights of two or more axes, and the gamma of
-             normalization layers; one-axis parameters too with biases="balance").
+    counted: it is part of the objective J (weights of two or more axes, and what multiplies
+             channels, as the gamma of normalization layers does; with biases="balance" all).
     depth:   number of weights on the longest path that ends in it (the first one has 1).
     last:    no other weight comes after it.
     terms:   empty for a parameter that nothing may rescale.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from enorm_fx import analyze
+from enorm_fx import analyze, balance
 from enorm_fx.model_plan import Plan
 from tests.support.laws import ROUNDING, largest_change, log_scale, randomized, with_scales
 from tests.support.zoo_small import Net
@@ -149,3 +149,31 @@ def test_the_reason_is_the_nearest_call_that_keeps_values() -> None:
     assert reasons["gate.weight"] == "'silu' does not scale with its input"
     assert reasons["down.weight"] == "output of the model"
     assert "up.weight" not in reasons
+
+
+class WrittenOut(nn.Module):
+    """RMSNorm in torch's own operations, as transformers write it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalized = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+        return self.weight.to(x.dtype)[None] * normalized
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm, WrittenOut])
+def test_a_gamma_counts_however_the_norm_is_written(norm: type[nn.Module]) -> None:
+    """So its group has a minimum, and all rescalings are balanced to the same weights."""
+    model = randomized(nn.Sequential(nn.Linear(3, 4), norm(4), nn.Linear(4, 2)))
+    plan = analyze(model, ROWS)
+    assert {p.name for p in plan.parameters if p.counted} == {"0.weight", "1.weight", "2.weight"}
+    balance(plan)
+    once = [p.detach().clone() for p in model.parameters()]
+    plan.rescale_(torch.randn(plan.num_scales, dtype=torch.float64))
+    balance(plan)
+    assert all(
+        torch.allclose(a, b, rtol=1e-12) for a, b in zip(model.parameters(), once, strict=True)
+    )
+    assert not torch.allclose(model[1].weight, torch.ones(4, dtype=torch.float64))

@@ -99,9 +99,7 @@ def _awq(model: nn.Module, calibration: Calibration) -> None:
 
 
 def _balance(model: nn.Module, calibration: Calibration, p: float) -> None:
-    """Norms count, which balance leaves out of J by default where their class is not torch's."""
-    plan = enorm_fx.analyze(model, calibration[0], frozen="rescale", biases="balance")
-    enorm_fx.balance(plan, p=p)
+    enorm_fx.balance(plan_of(model, calibration), p=p)
 
 
 def _balance_and_smooth(model: nn.Module, calibration: Calibration) -> None:
