@@ -56,6 +56,24 @@ def test_code_prints_what_the_readme_says(tmp_path: Path, monkeypatch: pytest.Mo
         assert printed == expected
 
 
+@pytest.mark.parametrize(
+    "needs",
+    [
+        ("ENorm(model, optimizer", "loss.backward()", "enorm.step()"),
+        ("lightning.Trainer(", "ENormCallback(", "trainer.fit("),
+        ("Trainer(llama", "ENormCallback(", "trainer.train()"),
+        ("DistributedDataParallel(model)", "ENorm(", ".backward()", "optimizer.step()"),
+        ("fully_shard(model", "ENorm(", ".backward()", "enorm.step()"),
+    ],
+    ids=["plain", "Lightning", "Trainer", "DDP", "FSDP2"],
+)
+def test_every_loop_has_a_block(needs: tuple[str, ...]) -> None:
+    """Such a block is run by the test above, where its library is installed."""
+    found = [text for language, text in blocks(README.read_text()) if language == "python"]
+    assert any(all(need in text for need in needs) for text in found)
+    assert not any(all(need in text for need in (*needs, "no such line")) for text in found)
+
+
 def test_a_block_is_left_out_only_where_its_library_is_missing() -> None:
     assert runnable("import torch")
     for name, library in _EXTRAS.items():
