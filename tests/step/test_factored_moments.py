@@ -9,11 +9,15 @@ themselves such a product, they are those that a rescaled network in training wo
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed import HashStore, destroy_process_group, init_process_group
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 from enorm_fx import ENorm, analyze, register_optimizer_state
@@ -22,7 +26,7 @@ from enorm_fx.step.factors import Write
 from enorm_fx.step.following import state_writes
 from enorm_fx.step.layout import CellTerm, Entry, Part
 from enorm_fx.step.optimizer_state import FactoredMoments, exponents, state_buffers
-from tests.support.helpers import buffers, largest_error, random_scales, weights
+from tests.support.helpers import buffers, largest_error, random_scales, same_bits, weights
 
 IMAGES = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -158,6 +162,27 @@ def test_factors_that_are_not_of_rows_and_columns_are_refused() -> None:
     assert len(writes((0,), (1,))) == 1
     with pytest.raises(OptimizerStateError, match="'w', are means of rows and of columns"):
         writes((0,), (0, 1))
+
+
+@pytest.fixture
+def alone() -> Iterator[DeviceMesh]:
+    """A mesh of this process only."""
+    init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    destroy_process_group()
+
+
+def test_means_over_a_weight_in_parts_are_refused_with_nothing_written(alone: DeviceMesh) -> None:
+    model = network()
+    plan = analyze(model, IMAGES)
+    fully_shard(model, mesh=alone)
+    optimizer = Squeezed(model.parameters())
+    train(model, optimizer, IMAGES, 1)
+    old = {name: p.full_tensor().clone() for name, p in model.named_parameters()}  # type: ignore[attr-defined]
+    with pytest.raises(OptimizerStateError, match=r"'by_row .* lies in parts on several processes"):
+        plan.rescale_(random_scales(plan), optimizer)
+    now = {name: p.full_tensor() for name, p in model.named_parameters()}  # type: ignore[attr-defined]
+    assert same_bits(now, old)
 
 
 @pytest.mark.parametrize("broken", ["one is missing", "another shape"])
