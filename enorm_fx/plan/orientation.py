@@ -80,8 +80,9 @@ def _turn_together(direction: Tensor, solution: Solution, terms: list[LabelTerm]
     positive = torch.tensor([term.coefficient > 0 for term in terms]).repeat_interleave(counts)
     same = positive == (solution.sign[ids] > 0)
     place = 2 * torch.arange(len(terms)).repeat_interleave(counts) + same
-    free = solution.root[ids] >= 0
-    first = torch.full((len(direction),), 2 * len(terms))
-    first.scatter_reduce_(0, solution.root[ids[free]], place[free], "amin")
-    turned = (first < 2 * len(terms)) & (direction == 0)
-    direction[turned] = (2 * (first[turned] % 2) - 1).to(direction.dtype)
+    roots = solution.root[ids]
+    open_ = (roots >= 0) & (direction[roots] == 0)
+    roots, number = roots[open_].unique(return_inverse=True)
+    first = torch.full(roots.shape, 2 * len(terms))
+    first.scatter_reduce_(0, number, place[open_], "amin")
+    direction[roots] = (2 * (first % 2) - 1).to(direction.dtype)
