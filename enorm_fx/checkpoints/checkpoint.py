@@ -91,8 +91,7 @@ def copied(checkpoint: Checkpoint, output: Path, edits: Mapping[str, Edit]) -> I
     Raises CheckpointError where `output` is the checkpoint, lies within its folder or cannot be
     written; nothing is left behind then.
     """
-    with writing(output):
-        _check_apart(checkpoint, output)
+    check_output(checkpoint, output)
     make = new_folder if checkpoint.is_folder else new_file
     with make(output) as target:
         with writing(output):
@@ -130,14 +129,29 @@ def _created(path: Path) -> Iterator[BinaryIO]:
         os.fsync(stream.fileno())
 
 
-def _check_apart(checkpoint: Checkpoint, output: Path) -> None:
-    """The input is never written, nor copied into itself."""
+def check_output(checkpoint: Checkpoint, output: Path) -> None:
+    """See that a copy may be at `output`: the input is never written, nor copied into itself, and
+    a file is named as what it will hold.
+
+    Raises CheckpointError.
+    """
     source = checkpoint.root if checkpoint.is_folder else checkpoint.path
-    out, inside = output.resolve(), source.resolve()
-    if out == inside or (output.exists() and output.samefile(source)):
-        raise CheckpointError(f"the output {output} is the input: it is never overwritten")
-    if checkpoint.is_folder and inside in out.parents:
-        raise CheckpointError(f"the output {output} lies within the input {source}")
+    with writing(output):
+        out, inside = output.resolve(), source.resolve()
+        if out == inside or (output.exists() and output.samefile(source)):
+            raise CheckpointError(f"the output {output} is the input: it is never overwritten")
+    if checkpoint.is_folder:
+        if inside in out.parents:
+            raise CheckpointError(f"the output {output} lies within the input {source}")
+        return
+    held = isinstance(checkpoint.files[0], SafetensorsFile)
+    if output.suffix in _WEIGHTS and held != (output.suffix == ".safetensors"):
+        kind = "a file of safetensors" if held else "a file of torch.save"
+        ending = source.suffix if source.suffix in _WEIGHTS else ".safetensors" if held else ".pt"
+        raise CheckpointError(
+            f"{source} is {kind}, and so is what is written: name the output with {ending}, "
+            f"not {output.name}"
+        )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enorm_fx.cli.command import Command
-from enorm_fx.cli.output import stdout_kept_for_json, terminal, write_text
+from enorm_fx.cli.output import HTML, check_ending, stdout_kept_for_json, terminal, write_text
 from enorm_fx.cli.target import add_target_arguments, opened
 from enorm_fx.errors import ArgumentError
 
@@ -27,13 +27,14 @@ _ROUNDING = 1e-6  # relative change of float64 outputs above which a rescaling d
 class ReportFile:
     """A report that an option writes into a file.
 
-    option: "--" is left out, as in "html".
+    option: "--" is left out, as in "html". endings: of the file's name.
     module, function: in `enorm_fx.report`; called with the plan and a title, it returns the text.
     """
 
     option: str
     module: str
     function: str
+    endings: tuple[str, ...]
     help: str
 
     def text(self, plan: Plan, title: str) -> str:
@@ -44,8 +45,8 @@ class ReportFile:
 
 
 REPORT_FILES = (
-    ReportFile("dot", "dot", "dot", "also draw the graph for Graphviz"),
-    ReportFile("html", "page", "html", "also draw the graph as a page for a browser"),
+    ReportFile("dot", "dot", "dot", (".dot", ".gv"), "also draw the graph for Graphviz"),
+    ReportFile("html", "page", "html", HTML, "also draw the graph as a page for a browser"),
 )
 
 
@@ -90,6 +91,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.json and arguments.weights:
         raise ArgumentError("--why explains in sentences: it does not go with --json")
+    for file in REPORT_FILES:
+        check_ending(f"--{file.option}", getattr(arguments, file.option), file.endings)
     found, status = _find(arguments)
     files = [file for file in REPORT_FILES if getattr(arguments, file.option) is not None]
     for file in files:

@@ -13,7 +13,7 @@ from enorm_fx.cli.balance_report import Done, as_dict, show, write_pictures
 from enorm_fx.cli.before_after import compare, run_before
 from enorm_fx.cli.command import Command
 from enorm_fx.cli.folded import checked, finished_, fold_
-from enorm_fx.cli.output import progress, stdout_kept_for_json
+from enorm_fx.cli.output import HTML, check_ending, progress, stdout_kept_for_json
 from enorm_fx.cli.target import (
     add_checkpoint_arguments,
     add_target_arguments,
@@ -55,7 +55,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from enorm_fx.checkpoints.checkpoint import open_checkpoint
+    from enorm_fx.checkpoints.checkpoint import check_output, open_checkpoint
     from enorm_fx.report.before_after_plot import check_plot
 
     if arguments.exact and arguments.fold_batchnorm:
@@ -65,7 +65,9 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     if arguments.plot is not None:
         check_plot(arguments.plot)
+    check_ending("--html", arguments.html, HTML)
     checkpoint = open_checkpoint(weights_of(arguments))
+    check_output(checkpoint, arguments.output)
     with stdout_kept_for_json(arguments.json):
         done = _balance(arguments, checkpoint)
     if arguments.json:

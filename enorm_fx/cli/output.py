@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+HTML = (".html", ".htm")
+
+
+def check_ending(option: str, path: Path | None, endings: tuple[str, ...]) -> None:
+    """A report replaces the file that is there: raises ArgumentError unless its name is of one."""
+    if path is not None and path.suffix.lower() not in endings:
+        raise ArgumentError(f"{option} {path}: name a file that ends in {' or '.join(endings)}")
+
+
 def terminal() -> Console:
     """A console that prints names as they are: they may contain brackets."""
     from rich.console import Console

@@ -58,11 +58,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from enorm_fx.analysis import analyze
-    from enorm_fx.checkpoints.checkpoint import copied, open_checkpoint
+    from enorm_fx.checkpoints.checkpoint import check_output, copied, open_checkpoint
     from enorm_fx.smoothing import smooth
     from enorm_fx.verifying import verify
 
     checkpoint = open_checkpoint(weights_of(arguments))
+    check_output(checkpoint, arguments.output)
     with (
         stdout_kept_for_json(arguments.json),
         opened(arguments, "smoothing the model", empty=True) as (model, inputs),

@@ -131,7 +131,8 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser, wanted: str) -> No
         help="the weights: a file, an index of shards or a folder; never written to (default: the "
         "folder of hf:FOLDER)")  # fmt: skip
     add("--output", type=Path, required=True, metavar="OUT",
-        help=f"where the {wanted} weights go, complete or not at all")  # fmt: skip
+        help=f"where the {wanted} weights go, complete or not at all, in the form of IN; a file "
+        "that is there is replaced, a folder must be new or empty")  # fmt: skip
 
 
 def weights_of(arguments: argparse.Namespace) -> Path:

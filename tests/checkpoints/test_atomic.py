@@ -113,6 +113,7 @@ def test_no_permission_is_one_error(tmp_path: Path) -> None:
 
 def test_an_output_that_cannot_be_is_refused(tmp_path: Path) -> None:
     one, many = _made(tmp_path, "zipped"), _made(tmp_path, "sharded")
+    other = _made(tmp_path, "safetensors")
     (tmp_path / "link").symlink_to(one)
     (tmp_path / "to").symlink_to(many)
     before = {**contents(tmp_path)}
@@ -130,6 +131,8 @@ def test_an_output_that_cannot_be_is_refused(tmp_path: Path) -> None:
         (one, tmp_path / "no" / "out", "cannot be written: No such file"),
         (many, tmp_path / "no" / "out", "cannot be written: No such file"),
         (one, one / "out", "cannot be written: Not a directory"),
+        (one, tmp_path / "out.safetensors", "a file of torch.save.* name the output with .pt, not"),
+        (other, tmp_path / "out.pth", "name the output with .safetensors, not out.pth"),
         (one, tmp_path / ("x" * 300), "cannot be written: File name too long"),
     ):
         with pytest.raises(CheckpointError, match=message):

@@ -232,6 +232,7 @@ def test_pictures_come_with_the_output_or_not_at_all(
     before = sorted(folder.iterdir())
     for options, said in (
         (["--html", "no/a.html"], "a.html cannot be written"),
+        (["--html", "in.safetensors"], "name a file that ends in .html or .htm"),
         (["--html", "a.html", "--plot", "a.txt"], "name a file that ends in"),
         (["--html", "a.html", "--plot", "a.png", "--p", "0"], "p must be a number"),
         (["--html", "net.py/a.html", "--plot", "a.png"], "a.html cannot be written"),

@@ -98,7 +98,10 @@ def test_a_bad_target_is_one_line_and_status_2(
         (["--why", "one.wieght"], "the model has no weight 'one.wieght'; close to it: one.weight"),
         (["--why", "one", "--json"], "--why explains in sentences"),
         (["--dot", "missing/net.dot"], "missing/net.dot cannot be written: No such file"),
-        (["--html", "."], ". cannot be written: Is a directory"),
+        (["--html", "."], "--html .: name a file that ends in .html or .htm"),
+        (["--html", "weights.pth"], "name a file that ends in .html or .htm"),
+        (["--dot", "net.py"], "--dot net.py: name a file that ends in .dot or .gv"),
+        (["--dot", "."], "name a file that ends in"),
         (["--fold"], "unrecognized arguments: --fold"),
     ],
 )
