@@ -136,7 +136,7 @@ def _check_names(missing: list[str], extra: list[str], source: str) -> None:
     if missing:
         said.append(f"lacks {_listed(missing)}")
     if extra:
-        said.append(f"has {_listed(extra)}, which the model has not")
+        said.append(f"has {_listed(extra)}, which the model does not have")
     if not said:
         return
     prefix = next(

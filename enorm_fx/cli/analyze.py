@@ -71,7 +71,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: rescale)")  # fmt: skip
     add("--frozen", default="pin", metavar="pin|rescale",
         help="what happens to parameters that need no gradient (default: pin)")  # fmt: skip
-    add("--tracer", default="auto", metavar="auto|symbolic|export", help="(default: auto)")
+    add("--tracer", default="auto", metavar="auto|symbolic|export",
+        help="run the model on tensors without data, or take torch.export; auto: the first, and "
+        "the other where it fails (default: auto)")  # fmt: skip
     add("--train", action="store_true", help="training mode (default: evaluation mode)")
     add("--verify", action="store_true",
         help="also rescale a float64 copy at random and print the largest relative change of its "

@@ -74,7 +74,7 @@ def test_names_of_one_tensor_are_one_slot() -> None:
     ("change", "message"),
     [
         (lambda s: s.pop("rnn.weight_ih_l0"), "^IN lacks 'rnn.weight_ih_l0'$"),
-        (lambda s: s.update(more=torch.ones(1)), "^IN has 'more', which the model has not$"),
+        (lambda s: s.update(more=torch.ones(1)), "^IN has 'more', which the model does not have$"),
         (
             lambda s: s.update(frozen=torch.ones(5)),
             r"^'frozen' has the shape \(5,\) in IN and \(4,\) in the model$",

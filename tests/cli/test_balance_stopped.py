@@ -85,7 +85,11 @@ def _untied(folder: Path) -> Path:
 CASES: dict[str, tuple[Callable[[Path], Path], list[str], str]] = {
     "shape": (_with(**{"2_weight": torch.ones(40, 15)}), [], "'2.weight' has the shape (40, 15)"),
     "missing": (_with(**{"2_weight": None}), [], "lacks '2.weight'"),
-    "extra": (_with(**{"6_weight": torch.ones(2)}), [], "has '6.weight', which the model has not"),
+    "extra": (
+        _with(**{"6_weight": torch.ones(2)}),
+        [],
+        "'6.weight', which the model does not have",
+    ),
     "nan": (_with(**{"2_bias": torch.full((40,), torch.nan)}), [], "'2.bias' in /"),
     "inf": (_with(**{"4_weight": torch.full((3, 40), torch.inf)}), [], "are not finite"),
     "whole numbers": (_with(**{"2_weight": torch.ones(40, 16).int()}), [], "'2.weight' is "),
