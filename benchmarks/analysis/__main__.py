@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _curve(kind: str, name: str, python: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     points: list[dict[str, Any]] = []
     for size in SIZES[kind]:
-        if points and points[-1]["seconds"] > options.patience:
+        if name != "enorm_fx" and points and points[-1]["seconds"] > options.patience:
             break
         repeats = 1 if kind == "llama" or name != "enorm_fx" else options.repeats
         command = [python, "-m", "benchmarks.analysis.point", kind, str(size)]
