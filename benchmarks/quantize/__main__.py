@@ -13,40 +13,33 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks._environment import RESULTS, environment, write_json
+from benchmarks._environment import environment, write_json
 from benchmarks.data import Dataset, load
 from benchmarks.quantize import training
-from benchmarks.quantize.methods import METHODS, PEERS, applied, rescaled
+from benchmarks.quantize.methods import METHODS, applied, rescaled
 from benchmarks.quantize.networks import BUILDERS
+from benchmarks.quantize.options import CALIBRATION, add_options, peers_of
 from benchmarks.quantize.quantizers import SETTINGS, quantized
 from benchmarks.quantize.table import AS_TRAINED, RESCALED, table
 from benchmarks.quantize.training import accuracy, trained
 
 TRAINED = 0  # the seed of the first weights and of the order of the images
-CALIBRATION = 512  # training images that activations are calibrated and smoothed with
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, measure, write the JSON and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quantize", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="rescalings")
-    parser.add_argument("--images", type=int, default=3_000, help="of the test set, the first")
     parser.add_argument("--only", nargs="*", choices=BUILDERS, metavar="NETWORK")
-    parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST")
-    parser.add_argument("--cache", type=Path, required=True, help="for weights and records")
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON")
-    parser.add_argument("--output", type=Path, default=RESULTS / "quantize.json")
+    add_options(parser, "quantize.json")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    peers = dict(peer.split("=", 1) for peer in options.peer)
-    if unknown := peers.keys() - set(PEERS):
-        parser.error(f"no such peer: {', '.join(unknown)}")
+    peers = peers_of(parser, options)
     data = load("fashion-mnist", options.data, torch.device("cpu"))
     records = [_kept(name, data, peers, options) for name in options.only or BUILDERS]
     record = {

@@ -13,17 +13,16 @@ import copy
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import enorm_fx
-from benchmarks._environment import RESULTS, environment, write_json
+from benchmarks._environment import environment, write_json
 from benchmarks.data import load
-from benchmarks.quantize.__main__ import CALIBRATION
-from benchmarks.quantize.methods import PEERS, applied
+from benchmarks.quantize.methods import applied
+from benchmarks.quantize.options import CALIBRATION, add_options, peers_of
 from benchmarks.quantize.quantizers import SETTINGS, quantized
 from benchmarks.quantize.table import spread
 from benchmarks.quantize.training import accuracy, trained
@@ -38,16 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quantize.rounding")
     parser.add_argument("--trainings", type=int, default=5)
     parser.add_argument("--roundings", type=int, default=10)
-    parser.add_argument("--images", type=int, default=3_000, help="of the test set, the first")
-    parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST")
-    parser.add_argument("--cache", type=Path, required=True, help="for trained weights")
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON")
-    parser.add_argument("--output", type=Path, default=RESULTS / "quantize-rounding.json")
+    add_options(parser, "quantize-rounding.json")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    peers = dict(peer.split("=", 1) for peer in options.peer)
-    if unknown := peers.keys() - set(PEERS):
-        parser.error(f"no such peer: {', '.join(unknown)}")
+    peers = peers_of(parser, options)
     data = load("fashion-mnist", options.data, torch.device("cpu"))
     images, labels = data.test_images[: options.images], data.test_labels[: options.images]
     calibration = data.train_images[:CALIBRATION]

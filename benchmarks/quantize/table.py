@@ -58,10 +58,10 @@ def table(record: Mapping[str, Any], settings: Sequence[str] = SHOWN) -> str:
     return "\n\n".join(parts)
 
 
-def spread(values: Sequence[float]) -> str:
-    """Percent: mean ± sample standard deviation (a single value alone)."""
-    mean = f"{100 * statistics.mean(values):.1f}"
-    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+def spread(values: Sequence[float], unit: float = 0.01, digits: int = 1) -> str:
+    """Mean ± sample standard deviation (a single value alone), in percent if not told otherwise."""
+    figures = [statistics.mean(values), *([statistics.stdev(values)] if len(values) > 1 else [])]
+    return " ± ".join(f"{figure / unit:.{digits}f}" for figure in figures)
 
 
 def losses(record: Mapping[str, Any], method: str, settings: Sequence[str]) -> list[str]:

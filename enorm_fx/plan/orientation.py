@@ -28,9 +28,8 @@ def oriented(solution: Solution, labels: Labels, trace: Trace) -> Solution:
     """
     direction = torch.zeros(len(solution.root), dtype=torch.int8)
     made: set[int] = set()
-    activations: dict[
-        tuple[int, ...], Label
-    ] = {}  # most calls pass on the terms that they are given
+    # By their terms: most calls pass on the very ones that they are given.
+    activations: dict[tuple[int, ...], Label] = {}
     for node in trace.nodes:
         if node.op in (PARAMETER, CONSTANT) or (
             node.op != INPUT and all(n.index in made for n in node.inputs())

@@ -90,7 +90,7 @@ def _balance_maxima_(
         cycles += 1
         if watch is not None:
             watch(cycles, gap)
-    return cycles, float(imbalance(peaks))
+    return cycles, gap if gap <= tol else float(imbalance(peaks))
 
 
 def _make_coarse_(descent: Descent) -> Coarse:

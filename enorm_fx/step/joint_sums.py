@@ -43,11 +43,12 @@ def joined(sums: Sequence[Sums], channels: int, largest: bool) -> list[Sums]:
 
     sums: of one group with so many channels. largest: they are maxima.
     """
+    found = [one for one in sums if not one.groups]
     together: dict[Any, list[Sums]] = {}
     for one in sums:
-        kind = one.coefficient, one.groups, one.values.dtype, one.values.device
-        together.setdefault(kind if one.groups else id(one), []).append(one)
-    found = []
+        if one.groups:
+            kind = one.coefficient, one.groups, one.values.dtype, one.values.device
+            together.setdefault(kind, []).append(one)
     for members in together.values():
         less = sum(len(one.offset) for one in members) > channels
         found += [_total(members, channels, largest)] if less else members

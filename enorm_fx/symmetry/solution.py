@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property
 from operator import itemgetter
 
 import torch
@@ -34,7 +33,7 @@ class ScaleTerm:
     index: Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Solution:
     """Every variable in terms of free ones.
 
@@ -69,22 +68,17 @@ class Solution:
 
     def _with_sign(self, term: LabelTerm) -> list[tuple[int, Tensor]]:
         """(coefficient, roots), the lower coefficient first; -1 where a root has the other one."""
-        found: list[tuple[int, Tensor]] = []
-        for sign, roots in self._roots:
-            index = roots[term.ids.reshape(-1)].reshape(term.ids.shape)
-            if not index.numel():
-                break
-            lowest, highest = (int(end) for end in index.aminmax())
-            if highest >= 0:
-                found.append((sign * term.coefficient, index))
-            if lowest >= 0:
-                break
+        ids = term.ids.reshape(-1)
+        roots = self.root[ids].reshape(term.ids.shape)
+        if not roots.numel() or int(roots.max()) < 0:
+            return []
+        signs = self.sign[ids].reshape(term.ids.shape)
+        lowest, highest = (int(end) for end in signs.aminmax())
+        if lowest == highest:
+            return [(lowest * term.coefficient, roots)]
+        both = ((sign, torch.where(signs == sign, roots, -1)) for sign in (1, -1))
+        found = [(s * term.coefficient, part) for s, part in both if bool((part >= 0).any())]
         return sorted(found, key=itemgetter(0))
-
-    @cached_property
-    def _roots(self) -> list[tuple[int, Tensor]]:
-        """For each sign the roots of the variables that have it, -1 for all others."""
-        return [(sign, torch.where(self.sign == sign, self.root, -1)) for sign in (1, -1)]
 
     def _expand(self, index: Tensor) -> list[tuple[Fraction, Tensor]]:
         """Replace roots that are sums; entries with a sum move to terms of their own."""

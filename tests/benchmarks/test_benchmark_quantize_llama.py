@@ -22,7 +22,8 @@ from benchmarks.quantize.llama.methods import (
     with_outliers,
 )
 from benchmarks.quantize.llama.quantizers import SETTINGS, quantized
-from benchmarks.quantize.llama.table import largest_error, losses, spread, table
+from benchmarks.quantize.llama.table import largest_error, losses, table
+from benchmarks.quantize.table import spread
 
 SMALL = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -132,8 +133,8 @@ def test_a_loss_is_told_and_a_win_is_not():
     shown = "| W8A8 | outliers | 16.00 ± 0.00 | 20.00 ± 0.00 | 18.00 ± 0.00 | 17.90 ± 0.00 |"
     assert shown in table(a_record(17.9))
     assert largest_error(a_record(17.9)) == pytest.approx(0.1)
-    assert spread([17.5]) == "17.50"
-    assert spread([1.0, 3.0]) == "2.00 ± 1.41"
+    assert spread([17.5], 1.0, 2) == "17.50"
+    assert spread([1.0, 3.0], 1.0, 2) == "2.00 ± 1.41"
 
 
 def test_a_run_trains_once_writes_its_record_and_takes_it_from_the_cache(

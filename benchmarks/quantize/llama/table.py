@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks._environment import RESULTS
 from benchmarks.quantize.llama.methods import OTHERS
+from benchmarks.quantize.table import spread
 
 AS_TRAINED, OUTLIERS = "as trained", "outliers"
 
@@ -29,22 +30,20 @@ def table(record: Mapping[str, Any]) -> str:
     ]
     for setting in record["settings"]:
         for state in record["quantized"]:
-            cells = [spread(perplexities(record, state, "plain", "float"))]
-            cells += [spread(perplexities(record, state, name, setting)) for name in names]
+            cells = [_shown(perplexities(record, state, "plain", "float"))]
+            cells += [_shown(perplexities(record, state, name, setting)) for name in names]
             lines.append(f"| {setting} | {state} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _shown(values: Sequence[float]) -> str:
+    return spread(values, unit=1.0, digits=2)
 
 
 def largest_error(record: Mapping[str, Any]) -> float:
     """Of all standard errors of what a quantization does to the loss, in percent of perplexity."""
     cells = (row for methods in record["quantized"].values() for row in methods.values())
     return 100 * max(float(found["error"]) for row in cells for found in row)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean ± sample standard deviation (a single value alone)."""
-    mean = f"{statistics.mean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
 def losses(record: Mapping[str, Any], method: str) -> list[str]:

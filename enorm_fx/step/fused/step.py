@@ -100,8 +100,8 @@ class FusedStep:
         with self._turn:
             fast = start is None and not is_scaled(self.optimizer)
             tables = self._tables_now() if fast else None
-            if fast:
-                self._notes.backend("eager" if tables is None else "native")
+            if fast and tables is None:
+                self._notes.backend("eager")
             if tables is not None and tables.step_(self.due, turn):
                 self.due = turn
             else:
@@ -196,6 +196,7 @@ class FusedStep:
             if self._buffers:
                 raise Unsupported("buffers= was given")
             self._native = NativeFused(self._careful, held, self.optimizer, self._cycles, self._p)
+            self._notes.backend("native")
         except (CompilerError, Unsupported) as error:
             warn_once("native", error)
         return self._native
