@@ -132,7 +132,7 @@ def write_pictures(
     before: Mapping[str, Measured],
     after: Mapping[str, Measured],
 ) -> None:
-    """The figure and the page that were asked for, into the given files.
+    """The figure and the page that were asked for, into the given files: of weights and of gammas.
 
     files: by option, "plot" and "html".
     """
@@ -141,7 +141,9 @@ def write_pictures(
     from enorm_fx.report.before_after_page import page
     from enorm_fx.report.before_after_plot import draw
 
-    shown = layers(before, after)
+    counted = {scaled.name for scaled in done.plan.parameters if scaled.counted}
+    counted |= {name for name, p in done.plan.model.named_parameters() if p.dim() > 1}
+    shown = layers({name: one for name, one in before.items() if name in counted}, after)
     norm = "inf" if math.isinf(arguments.p) else f"{arguments.p:g}"
     title = f"{type(done.plan.model).__name__}, balanced (p = {norm})"
     for option, file in files.items():

@@ -33,12 +33,12 @@ class Layer:
         return not torch.equal(self.before.ranges, self.after.ranges)
 
 
-def measure_weights(model: nn.Module) -> dict[str, Measured]:
-    """Every floating-point parameter of two or more axes, by name."""
+def measure_weights(model: nn.Module, axes: int = 2) -> dict[str, Measured]:
+    """Every floating-point parameter of so many axes or more, by name."""
     return {
         name: _measured(parameter.detach())
         for name, parameter in model.named_parameters()
-        if parameter.is_floating_point() and parameter.dim() > 1 and parameter.numel()
+        if parameter.is_floating_point() and parameter.dim() >= axes and parameter.numel()
     }
 
 

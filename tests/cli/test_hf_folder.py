@@ -65,6 +65,15 @@ def test_transformers_loads_the_output_and_gets_the_same_logits(
     assert torch.allclose(logits(new), logits(old), rtol=1e-4, atol=1e-5)
 
 
+def test_the_page_shows_the_gammas_that_count_in_the_norm(folder: Path) -> None:
+    saved(folder, "llama")
+    assert main(["balance", "hf:in", "--output", "out", "--html", "a.html"]) == 0
+    rows = (folder / "a.html").read_text()
+    for name, parameter in loaded(folder / "in").named_parameters():
+        assert parameter.dim() == 2 or "norm" in name
+        assert name.removesuffix(".weight") in rows, name
+
+
 def test_in_bfloat16_powers_of_two_change_no_bit(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
