@@ -28,8 +28,8 @@ from enorm_fx.step.generated.updates import Updates
 from enorm_fx.step.precision import full_precision
 from enorm_fx.step.recipe import Recipe
 
-# Parts of the exponent range of the narrowest dtype that weights, and factors, may take. They add
-# up to less than one, so that a weight times its factors stays in range.
+# Parts of the exponent range that weights, and factors, may take. They add up to less than one, so
+# that a weight times its factors stays in range.
 _SIZES, _FACTORS = 1 / 2, 1 / 3
 
 
@@ -80,6 +80,7 @@ def generate(recipe: Recipe, tuning: Tuning | None = None) -> Eager:
             if cycle == 0:
                 checks.sizes(updates.least_share)
             checks.factors()
+        checks.products()
         ok = checks.all()
         Multiply(script, recipe, state, tuning).write(ok)
         return Eager(script.build(ok), state.scales.device)
@@ -97,45 +98,78 @@ def _name(script: Script, recipe: Recipe) -> None:
 class _Checks:
     """Writes what decides whether a step may be applied: numbers that must be below limits.
 
-    Every comparison is one that a NaN fails.
+    Sums and factors are float32 or wider, and keep to their parts of that range. Where a weight is
+    narrower (float16), a bound on its entries times one on its factors must be in its own. Every
+    comparison is one that a NaN fails.
     """
 
     def __init__(self, script: Script, recipe: Recipe, state: State) -> None:
         self._script, self._recipe, self._state = script, recipe, state
         self._uncounted = _uncounted(recipe)
-        room = 1 + len(self._uncounted) + recipe.cycles
+        room = 2 * (1 + len(self._uncounted)) + recipe.cycles
         self._numbers, self._limits = state.sums.new_zeros(room), [1.0] * room
         self._taken = 0
-        most = math.log(torch.finfo(state.sums.dtype).max)
-        limit = min([most, *(math.log(torch.finfo(w.tensor.dtype).max) for w in recipe.writes)])
+        wide = [torch.promote_types(w.tensor.dtype, torch.float32) for w in recipe.writes]
+        limit = min(map(_log_most, [state.sums.dtype, *wide]))
+        # Nobody looks at how large a buffer is, so its factors keep to a part of its own range.
+        buffers = [_log_most(w.tensor.dtype) for w in recipe.writes if w.exponent != 1]
         rates = (recipe.layout.entries[w.entry].rate * abs(w.exponent) for w in recipe.writes)
         fastest = max([1.0, *rates])
-        self._log_size, self._log_factor = _SIZES * limit, _FACTORS * limit / fastest
+        self._log_size = _SIZES * limit
+        self._log_factor = _FACTORS * min([limit, *buffers]) / fastest
+        self._narrow = {
+            w.tensor.dtype
+            for w in recipe.writes
+            if w.exponent == 1 and _log_most(w.tensor.dtype) < (_SIZES + _FACTORS) * limit
+        }
+        self._factor: Tensor | None = None
+        # Bounds on entries of narrow weights: the slot, the power of the entry that is in it, and
+        # the log of what it was multiplied by.
+        self._sizes: list[tuple[Tensor, float, float]] = []
 
     def sizes(self, least_share: float) -> None:
         """The weights as they are: sums of the first cycle, and tensors that are in none.
 
         least_share: of a weight in the sums.
         """
-        script = self._script
+        script, power = self._script, self._recipe.power
         script.section("are the weights finite, and well in range?")
         if self._state.taken:
             sums = script.named(self._state.sums[: self._state.taken], "sums")
-            slot = self._slot(self._recipe.power * self._log_size + math.log(least_share))
+            slot = self._slot(power * self._log_size + math.log(least_share))
             script.call(torch.amax, sums, 0, out=slot)
+            if self._narrow:
+                self._sizes.append((slot, power, math.log(least_share)))
         for tensors in self._uncounted:
             line, slot = self._line(tensors), self._slot(self._log_size)
             dtype = torch.promote_types(line.dtype, torch.float32)
             largest = script.call(torch.linalg.vector_norm, line, math.inf, dtype=dtype)
             script.call("copy_", slot, largest)
+            if line.dtype in self._narrow:
+                self._sizes.append((slot, 1.0, 0.0))
 
     def factors(self) -> None:
         """The scales after a cycle, up and down."""
         script = self._script
         script.section("are the factors finite, and well in range?")
-        slot = self._slot(self._recipe.power * self._log_factor)
+        self._factor = self._slot(self._recipe.power * self._log_factor)
         flat = script.named(self._state.scales.view(-1), "scales_flat")
-        script.call(torch.amax, flat, 0, out=slot)
+        script.call(torch.amax, flat, 0, out=self._factor)
+
+    def products(self) -> None:
+        """Entries of narrow weights, times the factors of the last cycle."""
+        if not self._sizes or self._factor is None:
+            return
+        script, recipe = self._script, self._recipe
+        name = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in self._narrow))
+        script.section(f"does {name} hold the weights times their factors?")
+        limit = min(map(_log_most, self._narrow))
+        moved = zip(recipe.layout.entries, recipe.weights, strict=True)
+        rate = max(entry.rate for entry, weight in moved if weight.dtype in self._narrow)
+        for size, power, log_share in self._sizes:
+            product = self._slot(power * limit + log_share)
+            script.call(torch.pow, self._factor, rate * power / recipe.power, out=product)
+            script.call("mul_", product, size)
 
     def all(self) -> Result:
         """0-dim bool: every number is below its limit."""
@@ -160,6 +194,11 @@ class _Checks:
         lines = [script.named(t.view(-1), script.name_of(t)) for t in tensors]
         script.call(torch.cat, lines, out=line)
         return line
+
+
+def _log_most(dtype: torch.dtype) -> float:
+    """Log of the largest number of a dtype."""
+    return math.log(torch.finfo(dtype).max)
 
 
 def _uncounted(recipe: Recipe) -> list[list[Tensor]]:

@@ -347,19 +347,26 @@ struct Step {
             double total = 0;
             for (int t = 0; t < threads; t++) accumulate(total, recipe.totals[k * recipe.threads + t]);
             double log_size = total > 0 ? std::log(total) / (largest() ? 1 : recipe.p) : total - INFINITY;
-            if (!(log_size + b.rate * reach < b.limit)) return false;
+            if (log_size + b.rate * reach < b.limit) continue;
+            // The norm of a weight in float16 may well be beyond what one number of it can be.
+            if (!std::isfinite(total)) return false;
+            if (!(log_largest(b.source) + b.rate * reach < b.limit)) return false;
         }
         for (i64 k = 0; k < recipe.check_count; k++) {
             const Check& check = recipe.checks[k];
-            const Source& source = recipe.sources[check.source];
-            const Form& f = recipe.forms[source.form];
-            double most = 0;
-            with_dtype(source.dtype, [&](auto w) {
-                most = along<MAXIMA>((const decltype(w)*)source.data, Ones(), f.rows * f.cols * f.run);
-            });
-            if (!(std::log(most) + check.rate * reach < check.limit)) return false;
+            if (!(log_largest(check.source) + check.rate * reach < check.limit)) return false;
         }
         return true;
+    }
+
+    double log_largest(i64 number) const {             // log of max |w|; NaN or inf if any is
+        const Source& source = recipe.sources[number];
+        const Form& f = recipe.forms[source.form];
+        double most = 0;
+        with_dtype(source.dtype, [&](auto w) {
+            most = along<MAXIMA>((const decltype(w)*)source.data, Ones(), f.rows * f.cols * f.run);
+        });
+        return std::log(most);
     }
 
     // ---- apply
