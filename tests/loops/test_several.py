@@ -229,3 +229,61 @@ def test_originals_outside_of_the_model_are_analyzed_in_its_place() -> None:
             for p, own in zip(master.parameters(), model.parameters(), strict=True):
                 own.copy_(p)
     assert enorm.stats().largest_factor < math.exp(0.5)
+
+
+def test_a_fused_step_refuses_an_optimizer_that_keeps_originals() -> None:
+    """It would have to do that optimizer's arithmetic; unfused, the originals follow."""
+    model = three_layers().bfloat16()
+    optimizer = Known(model.parameters(), lr=0.01)
+    plan = analyze(model, INPUTS[:2].bfloat16())
+    with pytest.raises(
+        ArgumentError, match=r"SGD, Adam, AdamW .*not that of Known: use fused=False"
+    ):
+        ENorm(plan, optimizer, fused=True)
+    assert "step" not in vars(optimizer)
+    ENorm(plan, optimizer, fused=False)
+
+
+def trained_on_copies(
+    kind: str, backend: str, fused: bool, rescaled: bool = True
+) -> dict[str, Tensor]:
+    """Float32 originals after four steps on gradients of their bfloat16 copies."""
+    model = three_layers().bfloat16()
+    with torch.no_grad():
+        model[0].weight *= 16
+    master = copy.deepcopy(model).float()
+    optimizer = (
+        torch.optim.SGD(master.parameters(), lr=0.01, momentum=0.9)
+        if kind == "SGD"
+        else torch.optim.AdamW(master.parameters(), lr=0.01, eps=1e-30)
+    )
+    plan = analyze(master, INPUTS[:2].float())
+    # Powers of two: the copies of a rescaled network are the rescaled copies, to the last bit.
+    enorm = ENorm(plan, optimizer, exact=True, backend=backend, fused=fused, start="as_is")
+    if rescaled:
+        enorm.attach()
+    before = weights(master)
+    for _ in range(4):
+        model.zero_grad()
+        model(INPUTS.bfloat16()).square().mean().backward()
+        for p, own in zip(master.parameters(), model.parameters(), strict=True):
+            p.grad = own.grad.float()  # type: ignore[union-attr]
+        optimizer.step()
+        with torch.no_grad():
+            for p, own in zip(master.parameters(), model.parameters(), strict=True):
+                own.copy_(p)
+    if fused:
+        assert enorm.backend == backend
+        enorm.flush_()
+    assert not same_bits(weights(master), before)
+    return weights(master)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_a_fused_step_of_originals_goes_the_way_of_an_unfused_one(kind: str, backend: str) -> None:
+    unfused = trained_on_copies(kind, backend, fused=False)
+    fused = trained_on_copies(kind, backend, fused=True)
+    assert largest_error(fused, unfused) < 1e-5
+    plain = trained_on_copies(kind, backend, fused=False, rescaled=False)
+    assert largest_error(plain, unfused) > 0.5
