@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from enorm_fx.step.careful import CarefulStep
-from enorm_fx.step.factors import Write
 from enorm_fx.step.fused.fixed_memory import FixedMemory, Stepping
 from enorm_fx.step.fused.held import (
     Held,
@@ -84,19 +83,19 @@ class NativeFused:
         self._keep += packers
 
     def _recipe(self, careful: CarefulStep, cycles: int) -> Recipe:
-        """Of what a turn moves; the weight stands for its gradient, which takes the inverse."""
+        """Of what a turn moves."""
         careful.bind_()
         known = careful.collect((self._optimizer,), None, gradients=False)
-        inverse = [Write(w.entry, w.tensor, -1) for w in known if w.exponent == 1]
-        return careful.recipe([*known, *inverse], cycles)
+        return careful.recipe(known, cycles)
 
     def _update_table(self, packer: Packer, packed: Any) -> Any:
         """Every parameter with its buffers, and the factors that one turn leaves to it."""
-        scalers: dict[int, dict[int, int]] = {}
         size = ctypes.sizeof(tables.Scaler)
-        for write, row in zip(packer.recipe.writes, packer.rows.writes, strict=True):
-            scalers.setdefault(write.entry, {})[write.exponent] = row["scaler"]
-        entries = {entry: self._at(packer.recipe.weights[entry]) for entry in scalers}
+        scalers = {
+            self._at(packer.recipe.weights[write.entry]): row["scaler"]
+            for write, row in zip(packer.recipe.writes, packer.rows.writes, strict=True)
+            if write.exponent == 1
+        }
         rows: list[dict[str, Any]] = []
         memory = self._memory
         for number, (parameter, buffers) in enumerate(
@@ -110,14 +109,11 @@ class NativeFused:
                 "weight": parameter.data_ptr(), **places, "dtype": DTYPES[parameter.dtype],
                 "kind": kind, "size": parameter.numel(), "width": parameter.numel(),
             })  # fmt: skip
-        for entry, number in entries.items():
-            up, down = scalers[entry][1], scalers[entry][-1]
-            form = packer.forms[packer.rows.scalers[up]["form"]]
+        for number, scaler in scalers.items():
+            form = packer.forms[packer.rows.scalers[scaler]["form"]]
             rows[number] |= {
-                "width": form.cols * form.run,
-                "up": packed.scalers + up * size,
-                "down": packed.scalers + down * size,
-            }
+                "width": form.cols * form.run, "factors": packed.scalers + scaler * size
+            }  # fmt: skip
         return self._held_table(tables.Update, rows)
 
     def _at(self, weight: Tensor) -> int:

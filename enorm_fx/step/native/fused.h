@@ -12,19 +12,21 @@
 
 namespace {
 
-constexpr i64 CHUNK = 1 << 14;                         // entries that are summed while in the cache
+// Entries that are updated, then summed. A few KiB stay in the first cache, and memory, which is what
+// an update waits for, goes on reading ahead over so short a pause.
+constexpr i64 PIECE = 512;
 
-// One line of entries that share a factor by row: up and down are by_row * col and its inverse.
+// One line of entries that share a factor by row. g takes the inverse, which is found by division: to
+// read it from memory as well takes longer.
 // kind: see Update; SCALED: factors wait; STEPPED: there is a gradient.
 template <class W, int KIND, bool SCALED, bool STEPPED>
-void update_line(W* w, const W* g, W* a, W* b, W* c, const W* up, const W* down, W up_row,
-                 W down_row, i64 n, const Rates& r) {
+void update_line(W* w, const W* g, W* a, W* b, W* c, const W* col, W by_row, i64 n, const Rates& r) {
     const W sign = W(r.sign), decay = W(r.decay), shrink = W(r.shrink), rate = W(r.rate);
     const W keep = W(r.keep), take = W(r.take), direct = W(r.direct), through = W(r.through);
     const W keep2 = W(r.keep2), take2 = W(r.take2), root = W(r.root), eps = W(r.eps);
 #pragma omp simd
     for (i64 j = 0; j < n; j++) {
-        const W factor = SCALED ? up_row * up[j] : W(1), inverse = SCALED ? down_row * down[j] : W(1);
+        const W factor = SCALED ? by_row * col[j] : W(1), inverse = SCALED ? 1 / factor : W(1);
         W x = SCALED ? w[j] * factor : w[j], y = 0;
         if (STEPPED) y = sign * (SCALED ? g[j] * inverse : g[j]) + decay * x;
         if (KIND == PLAIN) {
@@ -57,15 +59,11 @@ void update_range(const Update& u, const W* g, const Rates& r, i64 begin, i64 en
     const i64 n = SCALED ? u.width : u.size;
     for (i64 k = begin; k < end;) {
         const i64 row = k / n, at = k - row * n, stop = row * n + n < end ? row * n + n : end;
-        const W *up = nullptr, *down = nullptr;
-        W up_row = 1, down_row = 1;
-        if (SCALED) {
-            up = (const W*)u.up->col + at, down = (const W*)u.down->col + at;
-            up_row = W(u.up->row[row]), down_row = W(u.down->row[row]);
-        }
+        const W* col = SCALED ? (const W*)u.factors->col + at : nullptr;
+        const W by_row = SCALED ? W(u.factors->row[row]) : 1;
         update_line<W, KIND, SCALED, STEPPED>(w + k, g + (STEPPED ? k : 0), a + (a ? k : 0),
-                                              b + (b ? k : 0), c + (c ? k : 0), up, down, up_row,
-                                              down_row, stop - k, r);
+                                              b + (b ? k : 0), c + (c ? k : 0), col, by_row,
+                                              stop - k, r);
         k = stop;
     }
 }
@@ -73,8 +71,8 @@ void update_range(const Update& u, const W* g, const Rates& r, i64 begin, i64 en
 template <class W, int KIND>
 void update_range(const Update& u, const void* gradient, const Rates& r, i64 begin, i64 end) {
     const W* g = (const W*)gradient;
-    if (u.up && g) update_range<W, KIND, true, true>(u, g, r, begin, end);
-    else if (u.up) update_range<W, KIND, true, false>(u, g, r, begin, end);
+    if (u.factors && g) update_range<W, KIND, true, true>(u, g, r, begin, end);
+    else if (u.factors) update_range<W, KIND, true, false>(u, g, r, begin, end);
     else if (g) update_range<W, KIND, false, true>(u, g, r, begin, end);
 }
 
@@ -112,35 +110,50 @@ struct FusedStep : Step {
         in_pieces(common.applied, fused.rest_count, form, skipped, [&](i64 k, Share rows) {
             const Rest& rest = fused.rest[k];
             const Form f = form(k);
-            const i64 n = f.cols * f.run;
-            update(rest.update, rows.begin * n, rows.end * n);
-            if (rest.block >= 0) sum_block(rest.block, rows);
+            const Share cells = cells_of(f, rows);
+            i64 height = rest.block < 0 ? cells.end - cells.begin : PIECE / f.run;
+            height = height > ROUND ? height / ROUND * ROUND : height ? height : 1;
+            for (i64 cell = cells.begin; cell < cells.end; cell += height) {
+                const i64 end = cell + height < cells.end ? cell + height : cells.end;
+                update(rest.update, cell * f.run, end * f.run);
+                if (rest.block >= 0) sum_block(rest.block, {cell, end});
+            }
         });
     }
 
-    // Row by row: update, then sum what has just been written. Every later pass reads it anew.
+    // Piece by piece: update, then sum what has just been written. Every later pass reads it anew.
     template <Mode M, class W>
     void first_pass(const Pass& pass, const W* w, i64 number, double& total) const {
         using A = Wide<W>;
         const Form& f = recipe.forms[recipe.blocks[pass.block].form];
-        const i64 n = f.cols, height = n < CHUNK ? CHUNK / n : 1;
+        const i64 n = f.cols, height = n < PIECE ? PIECE / n : 1;
         const Share rows = share(f.rows, n, thread, threads);
-        double *out = pass.over_rows ? pass.out + thread * n : pass.out, *part = scratch();
-        A* acc = (A*)(part + n);
+        double* out = pass.over_rows ? pass.out + thread * n : pass.out;
+        A* sums = (A*)scratch();                       // of columns, over a few rows
+        auto widen_sums = [&] {
+            for (i64 j = 0; j < n; j++) out[j] = joined<M>(out[j], sums[j]), sums[j] = 0;
+        };
         if (pass.over_rows)
-            for (i64 j = 0; j < n; j++) out[j] = 0;
-        for (i64 o = rows.begin; o < rows.end; o += height) {
+            for (i64 j = 0; j < n; j++) out[j] = 0, sums[j] = 0;
+        for (i64 o = rows.begin, flushed = o; o < rows.end; o += height) {
             const i64 end = o + height < rows.end ? o + height : rows.end;
-            if (number >= 0) update(number, o * n, end * n);
-            if (!pass.over_rows) {
-                along_rows<M>(w, Ones(), o, end, n, out);
-                continue;
+            for (i64 at = 0; at < n; at += PIECE) {
+                const i64 width = at + PIECE < n ? PIECE : n - at;
+                const W* piece = w + o * n + at;
+                if (number >= 0) update(number, o * n + at, (end - 1) * n + at + width);
+                if (pass.over_rows)
+                    for (i64 k = 0; k < end - o; k++) add_line<M>(piece + k * n, A(1), width, sums + at);
+                else if (height > 3)
+                    along_rows<M>(w, Ones(), o, end, n, out);
+                else
+                    for (i64 k = 0; k < end - o; k++) {
+                        const double sum = along_quarters<M>(piece + k * n, width);
+                        out[o + k] = at ? joined<M>(out[o + k], sum) : sum;
+                    }
             }
-            across<M>(w, (const A*)nullptr, o, end, n, acc, part);
-            for (i64 j = 0; j < n; j++)
-                out[j] = joins_by_max(M) ? join(out[j], part[j], true) + (part[j] - part[j])
-                                         : out[j] + part[j];
+            if (pass.over_rows && end - flushed >= FLUSH) widen_sums(), flushed = end;
         }
+        if (pass.over_rows) widen_sums();
         Share summed = pass.over_rows ? Share{0, n} : rows;
         total = all(out + summed.begin, summed.end - summed.begin);
         weigh<A>(out, summed, recipe.blocks[pass.block].weight);

@@ -48,6 +48,11 @@ template <Mode M, class A> inline A value(A x) {
 }
 inline double join(double a, double b, bool largest) { return largest ? (b > a ? b : a) : a + b; }
 
+// What is not finite in x makes it NaN or inf, which a maximum would pass over.
+template <Mode M> inline double joined(double sum, double x) {
+    return joins_by_max(M) ? join(sum, x, true) + (x - x) : sum + x;
+}
+
 template <class F> void with_dtype(i64 dtype, F&& f) {
     if (dtype == FLOAT) f(float());
     else if (dtype == DOUBLE) f(double());
@@ -119,6 +124,28 @@ void along_rows(const W* w, V v, i64 begin, i64 end, i64 n, Out* out) {
     for (o += 3 * apart; o < end; o++) out[o] = Out(along<M>(w + o * n, v, n));
 }
 
+// The sum (or maximum) of a short row by four quarters at once: one sum alone would wait for itself.
+template <Mode M, class W> double along_quarters(const W* w, i64 n) {
+    if (joins_by_max(M)) return along<M>(w, Ones(), n);
+    double sums[4];
+    along4<M>(w, n / 4, Ones(), n / 4, sums);
+    return sums[0] + sums[1] + sums[2] + sums[3] + along<M>(w + n / 4 * 4, Ones(), n % 4);
+}
+
+// sums[j] += value(w[j]) * a (or the maximum of both).
+template <Mode M, class W, class A> void add_line(const W* w, A a, i64 n, A* sums) {
+    if (joins_by_max(M)) {
+#pragma omp simd
+        for (i64 j = 0; j < n; j++) {
+            A x = value<M>(A(widen(w[j]))) * a, bad = x - x;
+            sums[j] = (x > sums[j] ? x : sums[j]) + bad;
+        }
+    } else {
+#pragma omp simd
+        for (i64 j = 0; j < n; j++) sums[j] += value<M>(A(widen(w[j]))) * a;
+    }
+}
+
 // out[j] = sum (or maximum) over rows of value(w[row][j]) * a[row]; acc: room for a tile.
 template <Mode M, class W, class A>
 void across(const W* w, const A* a, i64 begin, i64 end, i64 n, A* acc, double* out) {
@@ -144,25 +171,16 @@ void across(const W* w, const A* a, i64 begin, i64 end, i64 n, A* acc, double* o
             } else {
                 const W* w0 = w + o * n + start;
                 A a0 = a ? a[o] : A(1);
-                if (joins_by_max(M)) {
-#pragma omp simd
-                    for (i64 j = 0; j < width; j++) {
-                        A x = value<M>(A(widen(w0[j]))) * a0, bad = x - x;
-                        acc[j] = (x > acc[j] ? x : acc[j]) + bad;
-                    }
-                } else {
-#pragma omp simd
-                    for (i64 j = 0; j < width; j++) acc[j] += value<M>(A(widen(w0[j]))) * a0;
-                }
+                add_line<M>(w0, a0, width, acc);
                 o++;
             }
             for (i64 j = 0; j < width; j++)
-                out[start + j] = joins_by_max(M)
-                    ? join(out[start + j], acc[j], true) + (acc[j] - acc[j])
-                    : out[start + j] + acc[j];
+                out[start + j] = joined<M>(out[start + j], acc[j]);
         }
     }
 }
+
+constexpr i64 ROUND = 16;                              // runs that are summed together
 
 // out[cell] = sum of the squares of a run. Runs are short (9 entries of a 3 x 3 kernel), which leaves
 // compilers with scalar code; so eight runs are summed at once, by three levels of pairwise sums.
@@ -183,7 +201,6 @@ inline float8 level2(float8 a, float8 b) {
 inline float8 level3(float8 a, float8 b) {
     return PAIRS(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + PAIRS(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
 }
-constexpr i64 ROUND = 16;
 template <int RUN> void sum_round(const float* x, i64 any_run, float* out) {
     const i64 run = RUN ? RUN : any_run, whole = run / 8 * 8;
     for (i64 k = 0; k < ROUND; k++) {
@@ -212,11 +229,14 @@ template <int RUN> void sum_round(const float* x, i64 any_run, float* out) {
 i64 sum_squares(const float* w, i64 begin, i64 end, i64 run, float* out) {
     if (run < 8) return begin;
     if (run > 16) return along_rows<SQUARES>(w, Ones(), begin, end, run, out), end;
+    auto round = [&](i64 c) {
+        run == 9 ? sum_round<9>(w + c * run, run, out + c) : sum_round<0>(w + c * run, run, out + c);
+    };
     const i64 quarter = (end - begin) / (4 * ROUND) * ROUND;
     for (i64 cell = begin; cell < begin + quarter; cell += ROUND)
-        for (i64 c = cell; c < cell + 4 * quarter; c += quarter)
-            run == 9 ? sum_round<9>(w + c * run, run, out + c) : sum_round<0>(w + c * run, run, out + c);
-    return begin + 4 * quarter;
+        for (i64 c = cell; c < cell + 4 * quarter; c += quarter) round(c);
+    for (begin += 4 * quarter; begin + ROUND <= end; begin += ROUND) round(begin);
+    return begin;
 }
 #else
 i64 sum_squares(const float*, i64 begin, i64, i64, float*) { return begin; }

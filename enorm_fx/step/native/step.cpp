@@ -69,6 +69,7 @@ struct Step {
         }
     }
 
+    static Share cells_of(const Form& f, Share rows) { return {rows.begin * f.cols, rows.end * f.cols}; }
     bool largest() const { return std::isinf(recipe.p); }
     i64 width() const { return recipe.scales + 1; }
     double* scratch() const { return recipe.scratch + thread * recipe.scratch_width; }
@@ -130,20 +131,20 @@ struct Step {
             out[cell] = sum;
         }
     }
-    template <class W, class A> double sum_rows(const W* w, const Form& f, A* out, Share rows) const {
-        sum_cells(w, rows.begin * f.cols, rows.end * f.cols, f.run, out);
-        return all((const A*)out + rows.begin * f.cols, (rows.end - rows.begin) * f.cols);
+    template <class W, class A> double sum_share(const W* w, i64 run, A* out, Share cells) const {
+        sum_cells(w, cells.begin, cells.end, run, out);
+        return all((const A*)out + cells.begin, cells.end - cells.begin);
     }
 
-    void sum_block(i64 k, Share rows) const {
+    void sum_block(i64 k, Share cells) const {
         const Block& b = recipe.blocks[k];
-        const Form& f = recipe.forms[b.form];
+        const i64 run = recipe.forms[b.form].run;
         const Source& source = recipe.sources[b.source];
         with_dtype(source.dtype, [&](auto w) {
             auto* data = (const decltype(w)*)source.data;
             accumulate(recipe.totals[k * recipe.threads + thread],
-                       b.wide ? sum_rows(data, f, (double*)b.sums, rows)
-                              : sum_rows(data, f, (float*)b.sums, rows));
+                       b.wide ? sum_share(data, run, (double*)b.sums, cells)
+                              : sum_share(data, run, (float*)b.sums, cells));
         });
     }
 
@@ -154,7 +155,7 @@ struct Step {
             return !recipe.blocks[k].sums || recipe.blocks[k].picked_count || summed(k);
         };
         in_pieces(common.measured, recipe.block_count, form, skipped,
-                  [&](i64 k, Share rows) { sum_block(k, rows); });
+                  [&](i64 k, Share rows) { sum_block(k, cells_of(form(k), rows)); });
     }
     template <class A> double all(const A* x, i64 n) const {
         return largest() ? along<LARGEST_VALUES>(x, Ones(), n) : along<VALUES>(x, Ones(), n);
@@ -529,7 +530,7 @@ double enorm_largest(const void* const* data, const i64* dtypes, const i64* size
     std::vector<double> found(threads, 0.0);
     in_parallel(threads, [&](int thread, int team) {
         double most = 0;
-        for (i64 k = 0; k < count; k++) {
+        for (i64 k = count - 1; k >= 0; k--) {         // what is updated first is looked at last
             if (!data[k]) continue;
             const Share part = share(sizes[k], 1, thread, team);
             with_dtype(dtypes[k], [&](auto w) {

@@ -71,8 +71,8 @@ struct Rates {            // y = sign * g + decay * w
 };
 struct Update {           // buffers: the momentum; or the two means, and the maximum of the second
     void *weight, *first, *second, *third;
-    i64 dtype, kind, size, width;                      // width: entries in a row of up and down
-    const Scaler *up, *down;                           // factors of w and of g; nullptr: none wait
+    i64 dtype, kind, size, width;                      // width: entries in a row of factors
+    const Scaler* factors;                             // of w; nullptr: none wait
 };
 struct Rest { i64 update, block; };                    // block: whose cells it has, or -1
 struct Fused {

@@ -84,7 +84,7 @@ Update = _struct(
     "Update",
     **dict.fromkeys(("weight", "first", "second", "third"), POINTER),
     **_ints("dtype", "kind", "size", "width"),
-    **dict.fromkeys(("up", "down"), POINTER),
+    factors=POINTER,
 )
 Rest = _struct("Rest", **_ints("update", "block"))
 Fused = _struct(
