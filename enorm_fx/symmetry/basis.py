@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enorm_fx.symmetry.labels import Equations, LabelTerm, distinct, numbers, term_blocks
+from enorm_fx.symmetry.labels import Equations, LabelTerm, distinct, end_to_end, term_blocks
 from enorm_fx.symmetry.solution import ScaleTerm, connected, eliminate, merge_repeated
 
 _DENOMINATOR = 720720  # makes integers of every fraction that roots and squares lead to
@@ -69,14 +69,13 @@ def _redundant(size: int, parameters: Iterable[tuple[ScaleTerm, ...]], live: Ten
                 row[int(i[0])] = row.get(int(i[0]), 0) + weight
             if len(ids) == 1:
                 alike.append(ids[0])
-                if int(ids[0].min()) != int(ids[0].max()):
-                    live[ids[0]] = True
             else:
                 mixed.append(_differences(ids, weights))
                 moved, weight_ = merge_repeated(mixed[-1])
                 live[moved[weight_ != 0]] = True
         base.append([(v, w) for v, w in row.items() if w and v >= 0])
     live[[variable for row in base for variable, _ in row]] = True
+    _mark_varying(alike, live)
     component = _joined(size, alike)
     known = component == component[size]  # together with something pinned
     longest = max(map(len, base), default=0)
@@ -85,6 +84,15 @@ def _redundant(size: int, parameters: Iterable[tuple[ScaleTerm, ...]], live: Ten
         mixed.append(Equations(padded[..., 1].T, padded[..., 0].T, 0))
     # One variable of each free component, its first, is set to zero: that fixes the direction.
     return _unsettled(size, mixed, component, known, live)
+
+
+def _mark_varying(arrays: list[Tensor], live: Tensor) -> None:
+    """Mark, in place, the variables of arrays that have more than one."""
+    first = torch.tensor([int(ids[0]) for ids in arrays], dtype=torch.int64)
+    varies = torch.zeros(len(arrays), dtype=torch.bool)
+    for ids, number in end_to_end(arrays):
+        varies[number[ids != first[number]]] = True
+        live[ids[varies[number]]] = True
 
 
 def _joined(size: int, alike: list[Tensor]) -> Tensor:
@@ -96,11 +104,14 @@ def _joined(size: int, alike: list[Tensor]) -> Tensor:
     owner = torch.full((size + 1,), -1, dtype=torch.int32)
     owner[-1] = len(alike)
     links = []
-    for number, ids in enumerate(alike):
-        owners = owner[ids]
-        links += [(number, other) for other in numbers(owners) if other >= 0]
-        owner[ids[owners < 0]] = number
-    array = connected(len(alike) + 1, [torch.tensor(links).T] if links else [])
+    for ids, number in end_to_end(alike):
+        free = owner[ids] < 0
+        owner[ids[free]] = number[free].int()  # of several, one
+        others = owner[ids].long()
+        pairs = (number * (len(alike) + 1) + others)[others != number]
+        pairs = pairs.unique_consecutive().unique()
+        links.append(torch.stack([pairs // (len(alike) + 1), pairs % (len(alike) + 1)]))
+    array = connected(len(alike) + 1, links)
     variables = torch.arange(size + 1)
     owned = owner >= 0
     of_owned = array[owner[owned].long()]
@@ -163,9 +174,14 @@ def _group(size: int, parameters: dict[str, tuple[ScaleTerm, ...]], live: Tensor
     for position, terms in enumerate(parameters.values()):
         for ids, times in _ways(terms):
             key = kind[ids] * (int(times.max()) + 1) + times if times is not None else kind[ids]
-            values, inverse = key.unique(return_inverse=True)
-            kind[ids] = kinds + inverse
-            kinds += len(values)
+            lowest, highest = key.aminmax()
+            if bool(lowest == highest):  # as it is for most
+                kind[ids] = kinds
+                kinds += 1
+            else:
+                values, inverse = key.unique(return_inverse=True)
+                kind[ids] = kinds + inverse
+                kinds += len(values)
             first[ids] = torch.clamp(first[ids], max=position)
     scales = live.nonzero().squeeze(1)
     _, inverse = kind[scales].unique(return_inverse=True)
