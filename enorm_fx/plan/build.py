@@ -44,22 +44,10 @@ def describe(
     group_of = _group_of(basis)
     graph = dataflow(traced, _carried(labels, solution, group_of))
     depth, last = depths(graph, weights)
-    scale_of = torch.cat([basis.index, torch.full((1,), -1)])  # the last entry stands for index -1
-    parameters = tuple(
-        ScaledParameter(
-            name=name,
-            shape=label.shape,
-            terms=_renumbered(free[name], scale_of),
-            counted=name in weights or biases == "balance",
-            depth=depth.get(name, 1),
-            last=name in last,
-            aliases=traced.aliases.get(name, ()),
-        )
-        for name, label in labels.parameters.items()
-    )
+    counts = labels.parameters if biases == "balance" else weights
     return PlanData(
         model=model,
-        parameters=parameters,
+        parameters=_parameters(labels, traced, free, basis, depth, last, counts),
         groups=_groups(basis, free, group_of, weights, graph),
         blocked=blocked_sides(traced, labels, solution, weights),
         num_scales=sum(basis.groups),
@@ -69,6 +57,31 @@ def describe(
         tracer=traced.front_end,
         inputs=traced.inputs,
         notes=traced.notes,
+    )
+
+
+def _parameters(
+    labels: Labels,
+    traced: Trace,
+    free: dict[str, tuple[ScaleTerm, ...]],
+    basis: Basis,
+    depth: dict[str, int],
+    last: Collection[str],
+    counted: Collection[str],
+) -> tuple[ScaledParameter, ...]:
+    """What is known of each parameter, over the plan's scales."""
+    scale_of = torch.cat([basis.index, torch.full((1,), -1)])  # the last entry stands for index -1
+    return tuple(
+        ScaledParameter(
+            name=name,
+            shape=label.shape,
+            terms=_renumbered(free[name], scale_of),
+            counted=name in counted,
+            depth=depth.get(name, 1),
+            last=name in last,
+            aliases=traced.aliases.get(name, ()),
+        )
+        for name, label in labels.parameters.items()
     )
 
 
@@ -124,10 +137,16 @@ def _any_free(solution: Solution, basis: Basis, ignored: list[tuple[LabelTerm, .
 
 
 def _group_of(basis: Basis) -> Tensor:
-    """(size,) int64: variable -> number of its group, -1 for variables that are no scale."""
+    """(size + 1,) int32: variable -> number of its group, -1 for variables that are no scale.
+
+    The last entry stands for index -1.
+    """
+    group_of = torch.full((len(basis.index) + 1,), -1, dtype=torch.int32)
+    scales = (basis.index >= 0).nonzero().squeeze(1)
     sizes = torch.tensor(basis.groups, dtype=torch.int64)
-    owner = torch.repeat_interleave(torch.arange(len(basis.groups)), sizes)
-    return torch.where(basis.index >= 0, owner[basis.index], -1) if len(owner) else basis.index
+    owner = torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(sizes)
+    group_of[scales] = owner[basis.index[scales]]
+    return group_of
 
 
 def _groups(
@@ -163,8 +182,7 @@ def _groups(
 
 def _carried(labels: Labels, solution: Solution, group_of: Tensor) -> dict[int, tuple[int, ...]]:
     """For each node the groups that scale its result."""
-    no_group = torch.full((1,), -1)
-    of_variable = torch.cat([group_of, no_group])[solution.root]
+    of_variable = group_of[solution.root]
     several = {
         root: {g for _, variable in parts if (g := int(group_of[variable])) >= 0}
         for root, parts in solution.sums.items()

@@ -204,15 +204,14 @@ def _numbered(arrays: list[Ids], begin: int) -> tuple[Ids, Tensor]:
 
 
 def numbers_of(table: Tensor, arrays: Sequence[Ids]) -> list[list[int]]:
-    """For each array of ids the numbers that a table (int64) has for them, each once, in order.
+    """For each array of ids the numbers that a table has for them, each once, in order.
 
-    Numbers below zero are left out, and so are ids of -1.
+    Numbers below zero are left out. The table's last entry stands for an id of -1.
     """
-    padded = torch.cat([table, torch.full((1,), -1)])
-    span = int(padded.max()) + 1
+    span = int(table.max()) + 1
     found: list[list[int]] = [[] for _ in arrays]
     for ids, owner in end_to_end(arrays):
-        number = padded[ids]
+        number = table[ids]
         keys = (owner * span + number)[number >= 0].unique_consecutive().unique()
         for key in keys.tolist():
             found[key // span].append(key % span)
