@@ -21,7 +21,7 @@ from enorm_fx.step.checks import find_held
 
 
 class Guard:
-    """Remembers where tensors are. It keeps their memory alive, so that no other tensor can come
+    """Remembers where tensors are. It keeps their storages alive, so that no other tensor can come
     to lie at the same address meanwhile.
 
     names: of the parameters in `model.named_parameters()`. buffers: by optimizer, names of state.
@@ -43,31 +43,33 @@ class Guard:
         for module in model.modules():
             for name, child in module._modules.items():
                 self._add(module._modules, name, child)
-        parameters = []
+        self._parameters = []
         for name in names:
             path, _, leaf = name.rpartition(".")
             parameter = find_held(model, name)
-            parameters.append(parameter)
+            self._parameters.append(parameter)
             self._add(model.get_submodule(path)._parameters, leaf, parameter)
-        self._stepped = parameters
-        self._states = [(o, [o.state.get(p) for p in parameters]) for o in buffers]
+        self._states = [(o, list(o.state), list(o.state.values())) for o in buffers]
         held: list[dict[str, Any]] = []
-        for optimizer, states in self._states:
-            for state in states:
-                if state is not None:
+        for optimizer, known in buffers.items():
+            for parameter in self._parameters:
+                if (state := optimizer.state.get(parameter)) is not None:
                     held.append(state)
-                    for key in buffers[optimizer]:
+                    # Where all that is there is known, what comes makes it longer.
+                    for key in state if state.keys() <= set(known) else known:
                         self._add(state, key, state.get(key))
         dicts = [d for module in model.modules() for d in (module._modules, module._parameters)]
-        self._sized = [*dicts, *held]
+        self._empty = [d for d in dicts if not d]
+        self._sized = [d for d in [*dicts, *held] if d]
+        self._empty += [d for d in held if not d]
         self._sizes = [len(d) for d in self._sized]
         self._aliases = [tensor.detach() for tensor in self._tensors]
         self._types = [type(tensor) for tensor in self._tensors]
-        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
         self._storages = [tensor.untyped_storage() for tensor in self._tensors]
+        self._addresses = [storage.data_ptr() for storage in self._storages]
         self._bytes = [storage.nbytes() for storage in self._storages]
         self._dtypes = [tensor.dtype for tensor in self._tensors]
-        self._trained = [tensor.requires_grad for tensor in self._tensors]
+        self._trained = [parameter.requires_grad for parameter in self._parameters]
 
     def _add(self, holder: dict[str, Any], key: str, value: object) -> None:
         self._holders.append(holder)
@@ -78,12 +80,13 @@ class Guard:
 
     def holds(self) -> bool:
         """True: every module and every tensor of the step is the one it was, at the same place."""
-        if not all(map(is_, map(dict.get, self._holders, self._keys), self._values)):
-            return False
-        for optimizer, states in self._states:
-            if not all(map(is_, map(optimizer.state.get, self._stepped), states)):
-                return False
-        return list(map(len, self._sized)) == self._sizes and self._same_memory()
+        return (
+            all(map(is_, map(dict.get, self._holders, self._keys), self._values))
+            and all(map(_same_state, self._states))
+            and not any(self._empty)
+            and list(map(len, self._sized)) == self._sizes
+            and self._same_memory()
+        )
 
     def _same_memory(self) -> bool:
         # swap_tensors makes another kind of tensor of the same object: asked before all else.
@@ -94,16 +97,30 @@ class Guard:
         except RuntimeError:  # it cannot be asked across devices
             return False
         # A storage that was freed or resized is still the same storage, to tensors and aliases.
+        # The same address alone is not enough: less room may have come to lie there.
         return (
             same
-            and list(map(torch.UntypedStorage.nbytes, self._storages)) == self._bytes
-            and list(map(Tensor.data_ptr, self._tensors)) == self._addresses
+            and list(map(_nbytes, self._storages)) == self._bytes
+            and list(map(_address, self._storages)) == self._addresses
             and list(map(_dtype, self._tensors)) == self._dtypes
-            and list(map(_requires_grad, self._tensors)) == self._trained
+            and list(map(_requires_grad, self._parameters)) == self._trained
         )
 
 
 _dtype, _requires_grad = attrgetter("dtype"), attrgetter("requires_grad")
+_nbytes, _address = torch.UntypedStorage.nbytes, torch.UntypedStorage.data_ptr
+
+
+def _same_state(known: tuple[Optimizer, list[Any], list[Any]]) -> bool:
+    """Whether an optimizer keeps the same state for the same parameters. By their order: to look a
+    tensor up costs more."""
+    optimizer, keys, values = known
+    state = optimizer.state
+    return (
+        len(state) == len(keys)
+        and all(map(is_, state, keys))
+        and all(map(is_, state.values(), values))
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter, ge, is_
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from enorm_fx.step.fused.counts import Counts
 from enorm_fx.step.fused.held import (
     Held,
     bounds_after,
@@ -35,13 +36,20 @@ class FixedMemory:
 
     parameters: those with entries. buffers: of each, in the order of BUFFERS. group_of: the number
     of the optimizer's group of each, -1 for none. kinds: of each group. stepping: whether a
-    parameter has all that a step needs but a gradient.
+    parameter has all that a step needs but a gradient. adder: makes a function that adds one to
+    all of these counters and to their versions.
 
     Raises Unsupported where memory is not plain, or is on other devices than of this type.
     """
 
     def __init__(
-        self, model: nn.Module, held: Iterable[Held], optimizer: Optimizer, p: float, device: str
+        self,
+        model: nn.Module,
+        held: Iterable[Held],
+        optimizer: Optimizer,
+        p: float,
+        device: str,
+        adder: Callable[[Sequence[Tensor]], Callable[[], None]],
     ) -> None:
         self._optimizer = optimizer
         self.held = [h for h in held if h.parameter.numel()]
@@ -64,11 +72,12 @@ class FixedMemory:
         self.group_of = [-1 if h.group is None else of_group[id(h.group)] for h in self.held]
         self.stepping = [self._may_step(k) for k in range(len(self.held))]
         self._shapes = [(p.dtype, p.stride()) for p in self.parameters]
-        self._counters = [optimizer.state.get(q, {}).get("step") for q in self.parameters]
+        counters = [optimizer.state.get(q, {}).get("step") for q in self.parameters]
+        there = [counter for counter in counters if counter is not None]
+        self._counts = Counts(self.group_of, counters, adder(there))
         self._written = [*self.parameters, *(b for found in self.buffers for b in found)]
-        self._versioned = [*self._written, *(c for c in self._counters if c is not None)]
-        self._versions: list[int] = []
-        self._counts: list[float] = []
+        self._versioned = [*self._written, *there]
+        self._versions = -1
         self._usual = _Usual(self.parameters, all(self.stepping))
         self._sizes: Sizes | None = None
 
@@ -148,19 +157,18 @@ class FixedMemory:
     def look_(self) -> bool:
         """Whether something was written since the last step, or there was none. Bounds and counts
         are then found anew."""
-        if self._versions == list(map(_version, self._versioned)):
+        # Versions only ever grow: where their sum is what it was, each is.
+        versions = sum(map(_version, self._versioned))
+        if versions == self._versions:
             return False
+        self._versions = versions
         self._sizes = None
-        self._counts = steps_of(self.held, self._optimizer)
+        self._counts.found_(steps_of(self.held, self._optimizer))
         return True
 
     def steps(self, gradients: Sequence[int | None]) -> tuple[list[int], list[Stepping]]:
         """What steps: each group and number of a step, once; of each parameter, which of these."""
-        rows: dict[tuple[int, float], int] = {}
-        numbers = [
-            0 if gradient is None else rows.setdefault((group, count), len(rows))
-            for gradient, group, count in zip(gradients, self.group_of, self._counts, strict=True)
-        ]
+        numbers, rows = self._counts.rows(gradients)
         return numbers, [(self._groups[group], count) for group, count in rows]
 
     def admitted(self, stepping: Sequence[Stepping], gradient: float, reach: float) -> Sizes | None:
@@ -183,13 +191,7 @@ class FixedMemory:
         """Count the step where torch would, and remember what is written. sizes: bounds now."""
         self._sizes = sizes
         torch.autograd.graph.increment_version(self._written)
-        made = [gradient is not None for gradient in gradients]
-        self._counts = [count + one for count, one in zip(self._counts, made, strict=True)]
-        counters = itertools.compress(self._counters, made)
-        stepped = [counter for counter in counters if counter is not None]
-        if stepped:
-            torch._foreach_add_(stepped, 1)
-        self._versions = list(map(_version, self._versioned))
+        self._versions += len(self._written) + self._counts.advance_(gradients)
 
 
 class _Usual:

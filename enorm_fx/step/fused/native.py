@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -18,13 +21,15 @@ from enorm_fx.step.fused.held import (
     check_gradients,
     reach_of,
 )
-from enorm_fx.step.fused.optimizers import rates_of
+from enorm_fx.step.fused.optimizers import Rates, rates_of
 from enorm_fx.step.layout import Layout
 from enorm_fx.step.native import tables
 from enorm_fx.step.native.backend import threads_now
 from enorm_fx.step.native.compiler import load
 from enorm_fx.step.native.pack import DTYPES, Packer, threads_for
 from enorm_fx.step.recipe import Recipe
+
+_numbers = attrgetter(*(field.name for field in fields(Rates)))
 
 
 class NativeFused:
@@ -43,7 +48,7 @@ class NativeFused:
     ) -> None:
         self._library = load()
         self._optimizer = optimizer
-        self._memory = FixedMemory(careful[0].model, held, optimizer, p, "cpu")
+        self._memory = FixedMemory(careful[0].model, held, optimizer, p, "cpu", self._adder)
         self._numbers = {q.data_ptr(): k for k, q in enumerate(self._memory.parameters)}
         self._make_tables(careful, cycles)
         self._numbered: list[int] = []
@@ -52,6 +57,20 @@ class NativeFused:
     def holds(self) -> bool:
         """True: the memory is what it was, and the optimizer does the same."""
         return self._memory.holds()
+
+    def _adder(self, counters: Sequence[Tensor]) -> Callable[[], None]:
+        """What adds one to counters of steps: torch takes a microsecond and more for each."""
+        if not all(map(_is_plain_number, counters)):
+            return partial(torch._foreach_add_, counters, 1)
+        places = (ctypes.c_void_p * max(1, len(counters)))(*(c.data_ptr() for c in counters))
+        dtypes = (ctypes.c_int64 * max(1, len(counters)))(*(DTYPES[c.dtype] for c in counters))
+
+        def add() -> None:
+            if counters:
+                self._library.enorm_count(places, dtypes, len(counters))
+                torch.autograd.graph.increment_version(counters)
+
+        return add
 
     # ---- tables
 
@@ -210,7 +229,7 @@ class NativeFused:
             self._rates_of[: len(numbers)] = numbers  # type: ignore[assignment]
             self._numbered = numbers
         for row, (group, count) in enumerate(stepping):
-            self._rates[row] = tables.Rates(*astuple(rates_of(self._optimizer, group, count)))
+            self._rates[row] = tables.Rates(*_numbers(rates_of(self._optimizer, group, count)))
         return stepping
 
     def _call(self, due: int | None, turn: int | None, orders: Any) -> bool:
@@ -232,3 +251,12 @@ class NativeFused:
                 ctypes.byref(self._packed[number]), ctypes.byref(fused), threads_now(self._threads)
             )
         )
+
+
+def _is_plain_number(counter: Tensor) -> bool:
+    """Whether a counter is one number in memory that native code can write to."""
+    plain = type(counter) is Tensor and counter.layout == torch.strided and counter.is_cpu
+    if not plain or counter.dtype not in (torch.float32, torch.float64) or counter.numel() != 1:
+        return False
+    end = (counter.storage_offset() + 1) * counter.element_size()
+    return counter.untyped_storage().nbytes() >= end

@@ -53,6 +53,8 @@ def load() -> ctypes.CDLL:
             library.enorm_fused.restype = ctypes.c_int
             library.enorm_largest.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int64, ctypes.c_int]
             library.enorm_largest.restype = ctypes.c_double
+            library.enorm_count.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+            library.enorm_count.restype = None
             library.enorm_has_half.argtypes = []
             library.enorm_has_half.restype = ctypes.c_int
             return library

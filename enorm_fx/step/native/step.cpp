@@ -501,6 +501,7 @@ template <class Work> void in_parallel(int threads, Work work) {
 
 }  // namespace
 
+#include "counters.h"
 #include "fused.h"
 
 extern "C" {
