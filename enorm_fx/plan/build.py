@@ -19,7 +19,7 @@ from enorm_fx.rules.boxes import Box
 from enorm_fx.rules.reach import reached
 from enorm_fx.rules.registry import Flow, find
 from enorm_fx.symmetry.basis import Basis, build_basis
-from enorm_fx.symmetry.labels import Label, LabelTerm, numbers
+from enorm_fx.symmetry.labels import Label, LabelTerm, numbers_of
 from enorm_fx.symmetry.solution import ScaleTerm, Solution
 from enorm_fx.tracing.op_traits import NORMALIZATIONS
 from enorm_fx.tracing.trace import PARAMETER, Node, Trace
@@ -44,21 +44,10 @@ def describe(
     group_of = _group_of(basis)
     graph = dataflow(traced, _carried(labels, solution, group_of))
     depth, last = depths(graph, weights)
-    parameters = tuple(
-        ScaledParameter(
-            name=name,
-            shape=label.shape,
-            terms=_renumbered(free[name], basis),
-            counted=name in weights or biases == "balance",
-            depth=depth.get(name, 1),
-            last=name in last,
-            aliases=traced.aliases.get(name, ()),
-        )
-        for name, label in labels.parameters.items()
-    )
+    counts = labels.parameters if biases == "balance" else weights
     return PlanData(
         model=model,
-        parameters=parameters,
+        parameters=_parameters(labels, traced, free, basis, depth, last, counts),
         groups=_groups(basis, free, group_of, weights, graph),
         blocked=blocked_sides(traced, labels, solution, weights),
         num_scales=sum(basis.groups),
@@ -68,6 +57,31 @@ def describe(
         tracer=traced.front_end,
         inputs=traced.inputs,
         notes=traced.notes,
+    )
+
+
+def _parameters(
+    labels: Labels,
+    traced: Trace,
+    free: dict[str, tuple[ScaleTerm, ...]],
+    basis: Basis,
+    depth: dict[str, int],
+    last: Collection[str],
+    counted: Collection[str],
+) -> tuple[ScaledParameter, ...]:
+    """What is known of each parameter, over the plan's scales."""
+    scale_of = torch.cat([basis.index, torch.full((1,), -1)])  # the last entry stands for index -1
+    return tuple(
+        ScaledParameter(
+            name=name,
+            shape=label.shape,
+            terms=_renumbered(free[name], scale_of),
+            counted=name in counted,
+            depth=depth.get(name, 1),
+            last=name in last,
+            aliases=traced.aliases.get(name, ()),
+        )
+        for name, label in labels.parameters.items()
     )
 
 
@@ -107,14 +121,10 @@ def _inside(terms: tuple[ScaleTerm, ...], box: Box) -> tuple[ScaleTerm, ...]:
     return tuple(ScaleTerm(term.coefficient, box.pick(term.index)) for term in terms)
 
 
-def _renumbered(terms: tuple[ScaleTerm, ...], basis: Basis) -> tuple[ScaleTerm, ...]:
+def _renumbered(terms: tuple[ScaleTerm, ...], scale_of: Tensor) -> tuple[ScaleTerm, ...]:
     """Terms over the solution's variables as terms over the plan's scales."""
-    result = []
-    for term in terms:
-        index = torch.where(term.index >= 0, basis.index[term.index], -1)
-        if bool((index >= 0).any()):
-            result.append(ScaleTerm(term.coefficient, index))
-    return tuple(result)
+    found = (ScaleTerm(term.coefficient, scale_of[term.index]) for term in terms)
+    return tuple(term for term in found if term.index.numel() and int(term.index.max()) >= 0)
 
 
 def _any_free(solution: Solution, basis: Basis, ignored: list[tuple[LabelTerm, ...]]) -> bool:
@@ -127,10 +137,16 @@ def _any_free(solution: Solution, basis: Basis, ignored: list[tuple[LabelTerm, .
 
 
 def _group_of(basis: Basis) -> Tensor:
-    """(size,) int64: variable -> number of its group, -1 for variables that are no scale."""
+    """(size + 1,) int32: variable -> number of its group, -1 for variables that are no scale.
+
+    The last entry stands for index -1.
+    """
+    group_of = torch.full((len(basis.index) + 1,), -1, dtype=torch.int32)
+    scales = (basis.index >= 0).nonzero().squeeze(1)
     sizes = torch.tensor(basis.groups, dtype=torch.int64)
-    owner = torch.repeat_interleave(torch.arange(len(basis.groups)), sizes)
-    return torch.where(basis.index >= 0, owner[basis.index], -1) if len(owner) else basis.index
+    owner = torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(sizes)
+    group_of[scales] = owner[basis.index[scales]]
+    return group_of
 
 
 def _groups(
@@ -143,11 +159,12 @@ def _groups(
     """Groups in execution order, with the ops that lie between their producers and consumers."""
     multiplied: list[dict[str, None]] = [{} for _ in basis.groups]
     divided: list[dict[str, None]] = [{} for _ in basis.groups]
-    for name, terms in free.items():
-        for term in terms:
-            side = multiplied if term.coefficient > 0 else divided
-            for g in _numbers(group_of, term.index):
-                side[g][name] = None
+    all_terms = [(name, term) for name, terms in free.items() for term in terms]
+    moved_by = numbers_of(group_of, [term.index for _, term in all_terms])
+    for (name, term), found in zip(all_terms, moved_by, strict=True):
+        side = multiplied if term.coefficient > 0 else divided
+        for g in found:
+            side[g][name] = None
     producers, consumers = (
         [tuple(n for n in names if n in weights) or tuple(names) for names in side]
         for side in (multiplied, divided)
@@ -165,34 +182,27 @@ def _groups(
 
 def _carried(labels: Labels, solution: Solution, group_of: Tensor) -> dict[int, tuple[int, ...]]:
     """For each node the groups that scale its result."""
-    no_group = torch.full((1,), -1)
-    of_variable = torch.cat([group_of, no_group])[solution.root]
+    of_variable = group_of[solution.root]
     several = {
         root: {g for _, variable in parts if (g := int(group_of[variable])) >= 0}
         for root, parts in solution.sums.items()
     }
     sums = torch.tensor(sorted(several), dtype=torch.int64)
-    known: dict[int, set[int]] = {}  # most calls pass on the very terms that they are given
-
-    def groups_of(term: LabelTerm) -> set[int]:
-        if id(term) not in known:
-            ids = term.ids.reshape(-1)
-            found = set(_numbers(of_variable, ids))
-            if several:
-                roots = solution.root[ids].unique()
-                found.update(*(several[r] for r in roots[torch.isin(roots, sums)].tolist()))
-            known[id(term)] = found
-        return known[id(term)]
-
-    result = {}
+    with_terms: dict[int, list[LabelTerm]] = {}
     for index, value in enumerate(labels.values):
         values = value if isinstance(value, tuple) else (value,)
         terms = [t for label in values if isinstance(label, Label) for t in label.terms]
         if terms:
-            result[index] = tuple(sorted(set().union(*map(groups_of, terms))))
-    return result
-
-
-def _numbers(table: Tensor, ids: Tensor) -> list[int]:
-    """The numbers that a table has for some ids, -1 left out, each once."""
-    return [g for g in numbers(table[ids[ids >= 0]]) if g >= 0]
+            with_terms[index] = terms
+    # Most calls pass on the very terms that they are given.
+    distinct_terms = {id(t): t for terms in with_terms.values() for t in terms}
+    found = numbers_of(of_variable, [t.ids for t in distinct_terms.values()])
+    carried = {key: set(groups) for key, groups in zip(distinct_terms, found, strict=True)}
+    if several:
+        for key, term in distinct_terms.items():
+            roots = solution.root[term.ids.reshape(-1)].unique()
+            carried[key].update(*(several[r] for r in roots[torch.isin(roots, sums)].tolist()))
+    return {
+        index: tuple(sorted(set().union(*(carried[id(t)] for t in terms))))
+        for index, terms in with_terms.items()
+    }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enorm_fx.symmetry.labels import Equations, LabelTerm, distinct, numbers, term_blocks
+from enorm_fx.symmetry.labels import Equations, LabelTerm, distinct, end_to_end, term_blocks
 from enorm_fx.symmetry.solution import ScaleTerm, connected, eliminate, merge_repeated
 
 _DENOMINATOR = 720720  # makes integers of every fraction that roots and squares lead to
@@ -69,14 +69,13 @@ def _redundant(size: int, parameters: Iterable[tuple[ScaleTerm, ...]], live: Ten
                 row[int(i[0])] = row.get(int(i[0]), 0) + weight
             if len(ids) == 1:
                 alike.append(ids[0])
-                if int(ids[0].min()) != int(ids[0].max()):
-                    live[ids[0]] = True
             else:
                 mixed.append(_differences(ids, weights))
                 moved, weight_ = merge_repeated(mixed[-1])
                 live[moved[weight_ != 0]] = True
         base.append([(v, w) for v, w in row.items() if w and v >= 0])
     live[[variable for row in base for variable, _ in row]] = True
+    _mark_varying(alike, live)
     component = _joined(size, alike)
     known = component == component[size]  # together with something pinned
     longest = max(map(len, base), default=0)
@@ -87,6 +86,15 @@ def _redundant(size: int, parameters: Iterable[tuple[ScaleTerm, ...]], live: Ten
     return _unsettled(size, mixed, component, known, live)
 
 
+def _mark_varying(arrays: list[Tensor], live: Tensor) -> None:
+    """Mark, in place, the variables of arrays that have more than one."""
+    first = torch.tensor([int(ids[0]) for ids in arrays], dtype=torch.int64)
+    varies = torch.zeros(len(arrays), dtype=torch.bool)
+    for ids, number in end_to_end(arrays):
+        varies[number[ids != first[number]]] = True
+        live[ids[varies[number]]] = True
+
+
 def _joined(size: int, alike: list[Tensor]) -> Tensor:
     """(size + 1,) int64: for each variable the first of those that it is alike with.
 
@@ -95,18 +103,22 @@ def _joined(size: int, alike: list[Tensor]) -> Tensor:
     """
     owner = torch.full((size + 1,), -1, dtype=torch.int32)
     owner[-1] = len(alike)
+    first = torch.full((len(alike) + 1,), size)  # of each array, then of all that it is joined with
     links = []
-    for number, ids in enumerate(alike):
-        owners = owner[ids]
-        links += [(number, other) for other in numbers(owners) if other >= 0]
-        owner[ids[owners < 0]] = number
-    array = connected(len(alike) + 1, [torch.tensor(links).T] if links else [])
+    for ids, number in end_to_end(alike):
+        first.scatter_reduce_(0, number, torch.where(ids < 0, size, ids), "amin")
+        free = owner[ids] < 0
+        owner[ids[free]] = number[free].int()  # of several, one
+        others = owner[ids].long()
+        pairs = (number * (len(alike) + 1) + others)[others != number]
+        pairs = pairs.unique_consecutive().unique()
+        links.append(torch.stack([pairs // (len(alike) + 1), pairs % (len(alike) + 1)]))
+    array = connected(len(alike) + 1, links)
+    first.scatter_reduce_(0, array, first.clone(), "amin")
+    joined = first[array]
     variables = torch.arange(size + 1)
     owned = owner >= 0
-    of_owned = array[owner[owned].long()]
-    first = torch.full((len(alike) + 1,), size)
-    first.scatter_reduce_(0, of_owned, variables[owned], "amin")
-    variables[owned] = first[of_owned]
+    variables[owned] = joined[owner[owned]]
     return variables
 
 
@@ -157,29 +169,48 @@ def _unsettled(
 
 def _group(size: int, parameters: dict[str, tuple[ScaleTerm, ...]], live: Tensor) -> Basis:
     """Variables that move the same parameters in the same way, next to each other in u."""
-    kind = torch.zeros(size + 1, dtype=torch.int64)  # variables of one kind are alike so far
+    scales = live.nonzero().squeeze(1)
+    if not len(scales):
+        return Basis(torch.full((size,), -1), ())
+    kind, first = _kinds(size, parameters, scales)
+    # A group's place: the parameter that it moves first, then its first variable.
+    kinds = int(kind.max()) + 1
+    parameter = torch.full((kinds,), len(parameters) + 1)
+    parameter[kind] = first.long()  # the same for all variables of a kind
+    variable = torch.full((kinds,), size).scatter_reduce_(0, kind.long(), scales, "amin")
+    rank = torch.empty(kinds, dtype=torch.int32)
+    order = (parameter * (size + 1) + variable).argsort()  # kinds that nothing is of come last
+    rank[order] = torch.arange(kinds, dtype=torch.int32)
+    group = rank[kind]
+    del kind, first  # arrays of all scales of a model are what takes memory here
+    index = torch.full((size,), -1)
+    index[scales[group.argsort(stable=True)]] = torch.arange(len(scales))
+    return Basis(index, tuple(torch.bincount(group).tolist()))
+
+
+def _kinds(
+    size: int, parameters: dict[str, tuple[ScaleTerm, ...]], scales: Tensor
+) -> tuple[Tensor, Tensor]:
+    """For each of some variables which are like it, and the position of the first parameter that it
+    moves: two arrays of the shape of `scales`."""
+    kind = torch.zeros(size + 1, dtype=torch.int32)  # variables of one kind are alike so far
     kinds = 1
-    first = torch.full((size + 1,), len(parameters))
+    first = torch.full((size + 1,), len(parameters), dtype=torch.int32)
     for position, terms in enumerate(parameters.values()):
         for ids, times in _ways(terms):
-            key = kind[ids] * (int(times.max()) + 1) + times if times is not None else kind[ids]
-            values, inverse = key.unique(return_inverse=True)
-            kind[ids] = kinds + inverse
-            kinds += len(values)
+            key = kind[ids].long()
+            if times is not None:
+                key = key * (int(times.max()) + 1) + times
+            lowest, highest = key.aminmax()
+            if bool(lowest == highest):  # as it is for most
+                kind[ids] = kinds
+                kinds += 1
+            else:
+                values, inverse = key.unique(return_inverse=True)
+                kind[ids] = kinds + inverse.int()
+                kinds += len(values)
             first[ids] = torch.clamp(first[ids], max=position)
-    scales = live.nonzero().squeeze(1)
-    _, inverse = kind[scales].unique(return_inverse=True)
-    count = int(inverse.max()) + 1 if len(scales) else 0
-    # A group's place: the parameter that it moves first, then its first variable.
-    key = first[scales] * size + scales
-    place = torch.full((count,), torch.iinfo(torch.int64).max)
-    place.scatter_reduce_(0, inverse, key, "amin")
-    rank = torch.empty(count, dtype=torch.int64)
-    rank[place.argsort()] = torch.arange(count)
-    order = (rank[inverse] * size + scales).argsort()
-    index = torch.full((size,), -1)
-    index[scales[order]] = torch.arange(len(scales))
-    return Basis(index, tuple(torch.bincount(rank[inverse], minlength=count).tolist()))
+    return kind[scales], first[scales]
 
 
 def _ways(terms: tuple[ScaleTerm, ...]) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -8,7 +8,7 @@ stays as it is. A label with `wild` belongs to a tensor of zeros, which every la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -179,13 +179,46 @@ class System:
         return Label(label.shape, (*still, LabelTerm(1, common)), label.wild)
 
 
-def numbers(ids: Ids) -> list[int]:
-    """Every number that occurs in an array, once, in order."""
-    few = ids.numel() < _FEW_NUMBERS
-    return sorted(set(ids.reshape(-1).tolist())) if few else ids.unique().tolist()
+def end_to_end(arrays: Iterable[Ids]) -> Iterator[tuple[Ids, Tensor]]:
+    """Arrays of ids after one another, about a million ids at a time.
+
+    With every id the number of the array that it comes from, both int64 of shape (n,): what is
+    asked of a thousand short arrays is asked once.
+    """
+    waiting: list[Ids] = []
+    begin = total = 0
+    for array in arrays:
+        waiting.append(array.reshape(-1))
+        total += array.numel()
+        if total >= _MANY_IDS:
+            yield _numbered(waiting, begin)
+            begin, total, waiting = begin + len(waiting), 0, []
+    if waiting:
+        yield _numbered(waiting, begin)
 
 
-_FEW_NUMBERS = 1024  # Python has sorted these before torch begins to
+def _numbered(arrays: list[Ids], begin: int) -> tuple[Ids, Tensor]:
+    counts = torch.tensor([len(array) for array in arrays])
+    owner = torch.arange(begin, begin + len(arrays)).repeat_interleave(counts)
+    return torch.cat(arrays), owner
+
+
+def numbers_of(table: Tensor, arrays: Sequence[Ids]) -> list[list[int]]:
+    """For each array of ids the numbers that a table has for them, each once, in order.
+
+    Numbers below zero are left out. The table's last entry stands for an id of -1.
+    """
+    span = int(table.max()) + 1
+    found: list[list[int]] = [[] for _ in arrays]
+    for ids, owner in end_to_end(arrays):
+        number = table[ids]
+        keys = (owner * span + number)[number >= 0].unique_consecutive().unique()
+        for key in keys.tolist():
+            found[key // span].append(key % span)
+    return found
+
+
+_MANY_IDS = 1 << 20
 _FEW_ROWS = 2048
 
 

@@ -8,7 +8,7 @@ the rationals.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from operator import itemgetter
@@ -184,7 +184,7 @@ def _solve_all(hard: list[Equations], size: int) -> tuple[Tensor, Tensor, dict[i
         hard = [rest for e in hard if (rest := _reduce(e, root, sign, edges)).ids.shape[1]]
         if not edges:
             break
-        label = connected(len(label), [label[edge] for edge in edges])[label]
+        label = connected(len(label), (label[edge] for edge in edges))[label]
     sums, zeros = eliminate(hard)
     for variable in zeros:
         root[root == variable] = -1
@@ -192,14 +192,27 @@ def _solve_all(hard: list[Equations], size: int) -> tuple[Tensor, Tensor, dict[i
 
 
 def _joined_pairs(equations: list[Equations]) -> list[Equations]:
-    """All equations of two terms, which most are, as one: each costs as much as all at once."""
-    pairs = [e for e in equations if len(e.ids) == 2]
-    if not pairs:
-        return equations
-    weights, ids = (
-        torch.cat(arrays, dim=1) for arrays in ([e.weights for e in pairs], [e.ids for e in pairs])
-    )
-    return [Equations(weights, ids, 0), *(e for e in equations if len(e.ids) != 2)]
+    """Equations of two terms, which most are, many at a time: each costs as much as all of them."""
+    joined: list[Equations] = []
+    waiting: list[Equations] = []
+    rows = 0
+    for e in [e for e in equations if len(e.ids) == 2]:
+        waiting.append(e)
+        rows += e.ids.shape[1]
+        if rows >= _MANY_ROWS:
+            joined.append(_as_one(waiting))
+            waiting, rows = [], 0
+    if waiting:
+        joined.append(_as_one(waiting))
+    return joined + [e for e in equations if len(e.ids) != 2]
+
+
+def _as_one(equations: list[Equations]) -> Equations:
+    weights = torch.cat([e.weights for e in equations], dim=1)
+    return Equations(weights, torch.cat([e.ids for e in equations], dim=1), 0)
+
+
+_MANY_ROWS = 1 << 18
 
 
 def _roots(label: Tensor) -> tuple[Tensor, Tensor]:
@@ -258,22 +271,25 @@ def _link(x: Tensor, y: Tensor, opposite: Tensor) -> Tensor:
     return torch.cat([plus, minus], dim=1)
 
 
-def connected(size: int, edges: list[Tensor]) -> Tensor:
-    """For each of `size` nodes the smallest node of its connected component.
+def connected(size: int, edges: Iterable[Tensor]) -> Tensor:
+    """For each of `size` nodes the smallest node of its connected component, int64.
 
     edges: int64 tensors of shape (2, n).
     """
-    label = torch.arange(size)
-    if not edges:
-        return label
-    a, b = torch.cat(edges, dim=1)
+    short = torch.int32 if size <= torch.iinfo(torch.int32).max else torch.int64
+    label = torch.arange(size, dtype=short)
+    narrow = [edge.to(short) for edge in edges]  # a large model has millions of edges
+    if not narrow:
+        return label.long()
+    a, b = torch.cat(narrow, dim=1)
+    del narrow
     while True:
         low, high = torch.minimum(label[a], label[b]), torch.maximum(label[a], label[b])
         active = low != high
         if not bool(active.any()):
-            return label
+            return label.long()
         a, b = a[active], b[active]
-        label.scatter_reduce_(0, high[active], low[active], "amin")
+        label.scatter_reduce_(0, high[active].long(), low[active], "amin")
         while not torch.equal(shorter := label[label], label):  # pointer jumping
             label = shorter
 

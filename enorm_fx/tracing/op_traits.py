@@ -23,6 +23,19 @@ METADATA = frozenset(
     }
 )  # fmt: skip
 
+# Calls that give one new tensor, whose shape, strides and type follow from those of the tensors
+# that they are given: what they gave once, they give again.
+GIVES_ALIKE = frozenset(
+    {
+        "add", "sub", "mul", "div", "neg", "pow", "square", "sqrt", "rsqrt", "exp", "log", "abs",
+        "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus",
+        "hardswish", "hardsigmoid", "hardtanh", "sigmoid", "tanh", "sin", "cos", "softmax",
+        "log_softmax", "linear", "matmul", "mm", "bmm", "addmm", "conv1d", "conv2d", "conv3d",
+        "layer_norm", "group_norm", "batch_norm", "rms_norm", "mean", "sum", "cat", "stack",
+        "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "embedding", "maximum", "minimum",
+    }
+)  # fmt: skip
+
 # Calls that take values out of a tensor and fail where it has none.
 TAKES_VALUES = frozenset(
     {"numpy", "array", "tolist", "dlpack", "contains", "format", "repr", "str"}

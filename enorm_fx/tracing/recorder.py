@@ -21,11 +21,12 @@ from torch._subclasses.fake_tensor import (
 
 from enorm_fx.errors import DataDependentError, TraceError
 from enorm_fx.nested import instances, replaced, tensors_anywhere
-from enorm_fx.tracing.fake_results import fake_result
+from enorm_fx.tracing.fake_results import FakeResults
+from enorm_fx.tracing.fakes import Fakes, refuse_transformed
 from enorm_fx.tracing.normalize import PIECE, map_nodes, repeatable, spec
 from enorm_fx.tracing.op_keys import op_key
 from enorm_fx.tracing.op_traits import METADATA, READS_A_BOOL, TAKES_VALUES
-from enorm_fx.tracing.run import Fakes, Run, refuse_transformed
+from enorm_fx.tracing.run import Run
 from enorm_fx.tracing.trace import (
     CONSTANT,
     INPUT,
@@ -99,6 +100,7 @@ class Recorder(Run):
         self.graph = fx.Graph()
         self.calls: list[Call] = []
         self.failure: TraceError | None = None
+        self._results = FakeResults(self.fakes.mode)
         self._implementations: dict[int, int] = {}
         self.changes_shapes = False
         self._written: dict[int, list[fx.Node]] = {}  # memory -> calls that wrote into it
@@ -123,7 +125,7 @@ class Recorder(Run):
             self.calls.pop()  # the same for a model that trains and one that does not
             return args[0]
         try:
-            out = fake_result(key, function, args, kwargs)
+            out = self._results.of(key, function, args, kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             out = self._on_constants(function, args, kwargs)
             if out is NotImplemented:

@@ -8,7 +8,6 @@ a branch on an activation's value cannot be taken: it raises.
 from __future__ import annotations
 
 import functools
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,98 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from enorm_fx.errors import TraceError
-from enorm_fx.nested import replaced, tensors_anywhere
+from enorm_fx.nested import tensors_anywhere
+from enorm_fx.tracing.fakes import Fakes
 from enorm_fx.tracing.modes import Questions
-from enorm_fx.tracing.normalize import is_transformed
-from enorm_fx.tracing.parameters import Parameters
 from enorm_fx.tracing.this_thread import uncompiled, watched_by
-from enorm_fx.tracing.trace import torch_is_called_by_users, user_frame
+from enorm_fx.tracing.trace import torch_is_called_by_users
 
 READ_INSIDE = "it is read inside a call that is not traced"
-
-
-class Fakes:
-    """Fake tensors that stand for the parameters, buffers and other tensors that a model holds.
-
-    mode: where all fake tensors of the run live.
-    parameters: which of the model's tensors are parameters.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.parameters = Parameters(model)
-        self._numbers = {id(b) for b in model.buffers() if b.is_floating_point()}
-        self._of: dict[int, Tensor] = {}
-        self._real: dict[int, Tensor] = {}
-
-    def of(self, value: Any) -> Any:
-        """The same nested value with a fake tensor in place of every real one."""
-        return replaced(Tensor, value, self._one)
-
-    def _one(self, tensor: Tensor) -> Tensor:
-        if isinstance(tensor, FakeTensor) and tensor.fake_mode is self.mode:
-            return tensor
-        fake = self._of.get(id(tensor))
-        return self._adopt(tensor) if fake is None else fake
-
-    def _adopt(self, tensor: Tensor) -> Tensor:
-        refuse_transformed(tensor)
-        with torch._C.DisableTorchFunction():  # what this asks of the tensor is no call
-            if isinstance(tensor, FakeTensor):  # that an earlier run left in the model
-                with self.mode:
-                    fake: Tensor = torch.empty_strided(
-                        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
-                    )
-            else:
-                fake = self._without_gradient(tensor)
-        if self.parameters.name(tensor) is None and not isinstance(tensor, FakeTensor):
-            self.parameters.meet(tensor)
-        self._of[id(tensor)] = fake
-        self._real[id(fake)] = tensor  # both are kept alive, so no identity is used twice
-        self._of[id(fake)] = fake
-        return fake
-
-    def _without_gradient(self, tensor: Tensor) -> Tensor:
-        if tensor.is_leaf:
-            return self.mode.from_tensor(tensor, static_shapes=True).requires_grad_(False)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The .grad attribute", UserWarning)  # torch asks
-            return self.mode.from_tensor(tensor, static_shapes=True).detach()
-
-    def real(self, fake: Tensor) -> Tensor | None:
-        """The tensor of the model's that a fake one stands for; None for a result of a call."""
-        return self._real.get(id(fake))
-
-    def name(self, fake: Tensor) -> str | None:
-        """The name of the parameter that a fake tensor stands for."""
-        real = self.real(fake)
-        return None if real is None else self.parameters.name(real)
-
-    def value(self, fake: Tensor) -> Tensor | None:
-        """The values of a tensor that the model holds; None where they may be others tomorrow."""
-        real = self.real(fake)
-        if real is None or isinstance(real, FakeTensor) or id(real) in self._numbers:
-            return None
-        return None if self.parameters.name(real) is not None else real
-
-    def clear(self) -> None:
-        """Let go of everything."""
-        self._of.clear()
-        self._real.clear()
-
-
-def refuse_transformed(tensor: Tensor) -> None:
-    """Raises TraceError for a tensor that the inside of a torch.func transform sees."""
-    if is_transformed(tensor):
-        raise TraceError(
-            f"at {user_frame() or 'an unknown line'}: torch.func transforms (vmap, grad, ...) "
-            "inside a model cannot be traced. Write that part with batched ops"
-        )
 
 
 class Run(TorchFunctionMode):

@@ -16,26 +16,10 @@ from torch import Tensor
 from enorm_fx.rules import elementwise, join, linear, product, registry, shape, table
 from enorm_fx.rules.registry import Context
 from enorm_fx.symmetry.labels import Label, LabelTerm, add
-from tests.support import (
-    op_cases_elementwise,
-    op_cases_join,
-    op_cases_linear,
-    op_cases_normalization,
-    op_cases_pooling,
-    op_cases_shape,
-    op_cases_writes,
-)
 from tests.support.laws import Recorded, admitted_scales, found_scales, law_deviation, record
 from tests.support.op_cases import OpCase
+from tests.support.op_cases_all import CASES
 
-CASES = [
-    case
-    for module in (
-        op_cases_elementwise, op_cases_join, op_cases_linear, op_cases_normalization,
-        op_cases_pooling, op_cases_shape, op_cases_writes,
-    )
-    for case in module.CASES
-]  # fmt: skip
 UNREACHABLE = {"cuda": "needs a GPU"}
 if importlib.util.find_spec("transformers") is None:
     UNREACHABLE["grouped_mm"] = "torch's own takes no float64, that of transformers does"
