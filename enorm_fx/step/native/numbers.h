@@ -124,14 +124,6 @@ void along_rows(const W* w, V v, i64 begin, i64 end, i64 n, Out* out) {
     for (o += 3 * apart; o < end; o++) out[o] = Out(along<M>(w + o * n, v, n));
 }
 
-// The sum (or maximum) of a short row by four quarters at once: one sum alone would wait for itself.
-template <Mode M, class W> double along_quarters(const W* w, i64 n) {
-    if (joins_by_max(M)) return along<M>(w, Ones(), n);
-    double sums[4];
-    along4<M>(w, n / 4, Ones(), n / 4, sums);
-    return sums[0] + sums[1] + sums[2] + sums[3] + along<M>(w + n / 4 * 4, Ones(), n % 4);
-}
-
 // sums[j] += value(w[j]) * a (or the maximum of both).
 template <Mode M, class W, class A> void add_line(const W* w, A a, i64 n, A* sums) {
     if (joins_by_max(M)) {

@@ -78,6 +78,10 @@ struct Step {
         return recipe.d + recipe.product[x * recipe.power_count + k] * width();
     }
 
+    double exponent(const Scaler& s) const {             // coefficients begin with 1
+        return recipe.products[recipe.product[s.exponent * recipe.power_count]];
+    }
+
     // out[j] = product of the terms at position j (begin <= j < end); flats: table of powers.
     template <class Flat>
     void fill(const Terms& terms, i64 begin, i64 end, double* out, Flat flat) const {
@@ -282,13 +286,16 @@ struct Step {
         const double a = g.coefficients[0], b = -g.coefficients[sides - 1];
         const bool two = sides == 2, plain = two && a == 1 && b == 1 && g.damping == 1 && !recipe.exact;
         double* out = recipe.steps + g.start;
-        for (i64 k = part.begin; k < part.end; k++) {
-            double up = g.sides[k], down = g.sides[(sides - 1) * g.channels + k];
-            if (plain) {
-                double ratio = down / up;
-                out[k] = up > 0 && down > 0 ? std::sqrt(ratio) : up == up && down == down ? 1 : NAN;
-                continue;
+        if (plain) {
+            const double *up = g.sides, *down = g.sides + g.channels;
+#pragma omp simd
+            for (i64 k = part.begin; k < part.end; k++) {
+                const bool moves = (up[k] > 0) & (down[k] > 0), known = (up[k] == up[k]) & (down[k] == down[k]);
+                out[k] = std::sqrt(moves ? down[k] / up[k] : known ? 1.0 : NAN);
             }
+            return;
+        }
+        for (i64 k = part.begin; k < part.end; k++) {
             double logs[MOST_SIDES], most_up = 0, most_down = 0;
             bool nan = false;
             for (i64 s = 0; s < sides; s++) {
@@ -460,14 +467,16 @@ struct Step {
             }
     }
 
-    // The factors of every write; false, and none, where a number is not finite or too large.
-    bool make_factors() const {
+    // The factors of every write that is wanted; false, and none, where a number is not finite or too
+    // large.
+    template <class Wanted> bool make_factors(Wanted wanted) const {
         if (thread == 0) common.decision = decide();
         barrier();
         if (!common.decision) return false;
         make_powers();
         barrier();
-        for (i64 k = thread; k < recipe.scaler_count; k += threads) make_scaler(recipe.scalers[k]);
+        for (i64 k = thread; k < recipe.scaler_count; k += threads)
+            if (wanted(recipe.scalers[k])) make_scaler(recipe.scalers[k]);
         barrier();
         return true;
     }
@@ -479,7 +488,7 @@ struct Step {
         if (thread == 0) pick();
         barrier();
         cycles([&](i64 number, bool first) { run_pass(recipe.passes[number], first); });
-        if (make_factors()) apply();
+        if (make_factors([](const Scaler&) { return true; })) apply();
     }
 
     static void barrier() {
