@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from enorm_fx.errors import PlanError
 from enorm_fx.step.checks import find_held
+from enorm_fx.step.native.places import places_of
 
 
 class Guard:
@@ -25,6 +26,7 @@ class Guard:
     to lie at the same address meanwhile.
 
     names: of the parameters in `model.named_parameters()`. buffers: by optimizer, names of state.
+    natively: ask torch by native code, where that is possible.
 
     The lists belong together: `holders[k][keys[k]]` was `values[k]`. They are compared by `map`:
     after a step this data is out of the processor's cache, so as little of it as possible is read.
@@ -35,6 +37,7 @@ class Guard:
         model: nn.Module,
         names: Iterable[str],
         buffers: Mapping[Optimizer, Sequence[str]],
+        natively: bool,
     ) -> None:
         self._holders: list[dict[str, Any]] = []
         self._keys: list[str] = []
@@ -63,6 +66,7 @@ class Guard:
         self._sized = [d for d in [*dicts, *held] if d]
         self._empty += [d for d in held if not d]
         self._sizes = [len(d) for d in self._sized]
+        self._places = places_of(self._tensors) if natively else None
         self._aliases = [tensor.detach() for tensor in self._tensors]
         self._types = [type(tensor) for tensor in self._tensors]
         self._storages = [tensor.untyped_storage() for tensor in self._tensors]
@@ -92,19 +96,22 @@ class Guard:
         # swap_tensors makes another kind of tensor of the same object: asked before all else.
         if list(map(type, self._tensors)) != self._types:
             return False
+        # A storage that was freed or resized is still the same storage, and less room may have come
+        # to lie at the same address. Where it has its room at its address, a tensor in it is safe.
+        return (
+            (self._alike() if self._places is None else self._places.hold())
+            and list(map(_nbytes, self._storages)) == self._bytes
+            and list(map(_address, self._storages)) == self._addresses
+            and list(map(_requires_grad, self._parameters)) == self._trained
+        )
+
+    def _alike(self) -> bool:
+        """Whether all tensors have the storage, the place in it and the dtype that they had."""
         try:
             same = all(map(Tensor.is_set_to, self._tensors, self._aliases))
         except RuntimeError:  # it cannot be asked across devices
             return False
-        # A storage that was freed or resized is still the same storage, to tensors and aliases.
-        # The same address alone is not enough: less room may have come to lie there.
-        return (
-            same
-            and list(map(_nbytes, self._storages)) == self._bytes
-            and list(map(_address, self._storages)) == self._addresses
-            and list(map(_dtype, self._tensors)) == self._dtypes
-            and list(map(_requires_grad, self._parameters)) == self._trained
-        )
+        return same and list(map(_dtype, self._tensors)) == self._dtypes
 
 
 _dtype, _requires_grad = attrgetter("dtype"), attrgetter("requires_grad")

@@ -122,7 +122,8 @@ class StepRunner:
                 ]
                 for optimizer in self._optimizers
             }
-            self._guard = Guard(self._careful.model, self._careful.names, known)
+            natively = backend == "native"
+            self._guard = Guard(self._careful.model, self._careful.names, known, natively)
 
     def _take(self, backend: str, why: str = "") -> None:
         self._backend, self._why = backend, why

@@ -24,6 +24,7 @@ from enorm_fx.step.fused.optimizers import BUFFERS, PLAIN, Sizes, kind_of
 from enorm_fx.step.guard import Guard
 from enorm_fx.step.matrix_view import memory_order
 from enorm_fx.step.native.pack import Unsupported
+from enorm_fx.step.native.places import places_of
 
 # A group of the optimizer, and the number of the step that parameters of it make, from 1.
 Stepping = tuple[dict[str, Any], float]
@@ -66,6 +67,7 @@ class FixedMemory:
             model,
             [names[id(h.parameter)] for h in self.held],
             {optimizer: sorted({"step", *(name for group in BUFFERS for name in group)})},
+            natively=device == "cpu",
         )
         self.parameters = [h.parameter for h in self.held]
         of_group = {id(group): k for k, group in enumerate(self._groups)}
@@ -78,7 +80,7 @@ class FixedMemory:
         self._written = [*self.parameters, *(b for found in self.buffers for b in found)]
         self._versioned = [*self._written, *there]
         self._versions = -1
-        self._usual = _Usual(self.parameters, all(self.stepping))
+        self._usual = _Usual(self.parameters, all(self.stepping), device == "cpu")
         self._sizes: Sizes | None = None
 
     def holds(self) -> bool:
@@ -130,12 +132,13 @@ class FixedMemory:
         count = len(self.buffers[number])
         return next((kind for kind, names in enumerate(BUFFERS) if len(names) == count), PLAIN)
 
-    def gradients(self) -> Sequence[int | None] | None:
+    def gradients(self) -> list[int] | list[int | None] | None:
         """Where gradients lie; None where one must be looked at with more care."""
-        gradients: list[Any] = [p.grad for p in self.parameters]
+        gradients: list[Any] = list(map(_grad, self.parameters))
         # The usual case, all at once: every parameter steps, on a gradient that lies as it does.
-        if self._usual.fits(gradients):
-            return list(map(Tensor.data_ptr, gradients))
+        usual = self._usual.addresses(gradients)
+        if usual is not None:
+            return usual
         found: list[int | None] = []
         for number, parameter in enumerate(self.parameters):
             gradient = parameter.grad if self.group_of[number] >= 0 else None
@@ -195,30 +198,43 @@ class FixedMemory:
 
 
 class _Usual:
-    """Gradients as they usually are: plain tensors that lie in memory as their parameters do."""
+    """Gradients as they usually are: plain tensors that lie in memory as their parameters do.
 
-    def __init__(self, parameters: Sequence[Tensor], all_step: bool) -> None:
+    They are looked at by `map`: a loop over a hundred parameters takes longer than a step of small
+    ones.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], all_step: bool, natively: bool) -> None:
         self._all_step = all_step
+        self._places = places_of(parameters) if natively else None
         self._types = [Tensor] * len(parameters)
         self._layouts = [torch.strided] * len(parameters)
         self._strides = [p.stride() for p in parameters]
         self._dtypes = [p.dtype for p in parameters]
         self._bytes = [p.numel() * p.element_size() for p in parameters]
 
-    def fits(self, gradients: list[Any]) -> bool:
-        """By `map`: a loop over a hundred parameters takes longer than a step of small ones."""
-        return (
-            self._all_step
-            and list(map(type, gradients)) == self._types
-            and list(map(_layout, gradients)) == self._layouts
+    def addresses(self, gradients: list[Any]) -> list[int] | None:
+        """Where they lie; None where they are not so."""
+        if not self._all_step or list(map(type, gradients)) != self._types:
+            return None
+        of_alike = self._of_alike if self._places is None else self._places.of_alike
+        found = of_alike(gradients)
+        if found is None or any(map(Tensor.storage_offset, gradients)):
+            return None
+        held = map(_nbytes, map(Tensor.untyped_storage, gradients))
+        return found if all(map(ge, held, self._bytes)) else None
+
+    def _of_alike(self, gradients: list[Any]) -> list[int] | None:
+        alike = (
+            list(map(_layout, gradients)) == self._layouts
             and list(map(Tensor.stride, gradients)) == self._strides
             and list(map(_dtype, gradients)) == self._dtypes
-            and not any(map(Tensor.storage_offset, gradients))
-            and all(map(ge, map(_nbytes, map(Tensor.untyped_storage, gradients)), self._bytes))
         )
+        return list(map(Tensor.data_ptr, gradients)) if alike else None
 
 
-_version, _layout, _dtype = attrgetter("_version"), attrgetter("layout"), attrgetter("dtype")
+_version, _grad = attrgetter("_version"), attrgetter("grad")
+_layout, _dtype = attrgetter("layout"), attrgetter("dtype")
 _nbytes = torch.UntypedStorage.nbytes
 
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from enorm_fx.errors import NonFiniteError, PlanError
 from enorm_fx.step.checks import find_parameter
-from enorm_fx.step.fused.optimizers import ADAM, BUFFERS, Rates, Sizes, after, kind_of, rates_of
+from enorm_fx.step.fused.optimizers import ADAM, BUFFERS, RESTING, Sizes, after, kind_of, rates_of
 from enorm_fx.step.memory import check_plain
 
 _ROOM = 8.0  # what is left between a bound and the end of a range, for rounding
@@ -175,8 +175,7 @@ def bounds_after(
 
     stepping: the groups, and the number of the step that their parameters make.
     """
-    # What makes no step is rescaled only.
-    total, most = after(ADAM, Rates(shrink=1.0, keep2=1.0, eps=1.0), sizes, 0.0, reach, 0.0)
+    total, most = after(ADAM, RESTING, sizes, 0.0, reach, 0.0)
     for group, step in stepping:
         rates = rates_of(optimizer, group, step)
         found, way = after(kind_of(optimizer, group), rates, sizes, gradient, reach, tiny)

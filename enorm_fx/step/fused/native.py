@@ -5,9 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
 from functools import partial
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -21,15 +19,13 @@ from enorm_fx.step.fused.held import (
     check_gradients,
     reach_of,
 )
-from enorm_fx.step.fused.optimizers import Rates, rates_of
+from enorm_fx.step.fused.optimizers import numbers_of, rates_of
 from enorm_fx.step.layout import Layout
 from enorm_fx.step.native import tables
 from enorm_fx.step.native.backend import threads_now
 from enorm_fx.step.native.compiler import load
 from enorm_fx.step.native.pack import DTYPES, Packer, threads_for
 from enorm_fx.step.recipe import Recipe
-
-_numbers = attrgetter(*(field.name for field in fields(Rates)))
 
 
 class NativeFused:
@@ -229,7 +225,7 @@ class NativeFused:
             self._rates_of[: len(numbers)] = numbers  # type: ignore[assignment]
             self._numbered = numbers
         for row, (group, count) in enumerate(stepping):
-            self._rates[row] = tables.Rates(*_numbers(rates_of(self._optimizer, group, count)))
+            self._rates[row] = tables.Rates(*numbers_of(rates_of(self._optimizer, group, count)))
         return stepping
 
     def _call(self, due: int | None, turn: int | None, orders: Any) -> bool:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -47,7 +48,13 @@ class Rates:
     eps: float = 0.0
 
     def finite(self) -> bool:
-        return all(math.isfinite(getattr(self, f.name)) for f in fields(self))
+        return all(map(math.isfinite, numbers_of(self)))
+
+
+# All of them, in their order.
+numbers_of = attrgetter(*(field.name for field in fields(Rates)))
+# Those of a parameter that makes no step, and is rescaled only, as of ADAM.
+RESTING = Rates(shrink=1.0, keep2=1.0, eps=1.0)
 
 
 def check_fusable(optimizer: Optimizer) -> None:

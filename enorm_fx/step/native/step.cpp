@@ -512,6 +512,7 @@ template <class Work> void in_parallel(int threads, Work work) {
 
 #include "counters.h"
 #include "fused.h"
+#include "places.h"
 
 extern "C" {
 
