@@ -7,7 +7,10 @@ import statistics
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+import enorm_fx
 from benchmarks._environment import RESULTS
 from benchmarks.speed import fused
 from benchmarks.speed.networks import Network, stack
@@ -30,11 +33,26 @@ def test_it_measures_and_writes_what_it_shows(
                 visit[title]["median"] / visit["alone"]["median"] for visit in row["visits"]
             ]
             assert row["ratios"][title] == pytest.approx(statistics.median(by_visit))
-        assert row["bytes"]["alone"] in (5 * 4 * row["parameters"], 7 * 4 * row["parameters"])
+        assert row["bytes_alone"] in (5 * 4 * row["parameters"], 7 * 4 * row["parameters"])
     table = fused.markdown(record)
     assert table in capsys.readouterr().out
     assert table.count("\n| tiny | ") == 2
     assert str(tmp_path) not in out.read_text()
+
+
+def test_floors_count_what_a_pass_reads_and_writes() -> None:
+    """Two groups move the second of three matrices, and no kernel is read again."""
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 1), nn.ReLU(), nn.Conv2d(3, 4, 1, bias=False), nn.ReLU(), nn.Conv2d(4, 5, 3)
+    )
+    plan = enorm_fx.analyze(model, torch.randn(1, 2, 6, 6))
+    entries = sum(p.numel() for p in model.parameters())
+    for name, own in (("SGD", 5), ("AdamW", 7)):
+        found = fused.floors(name, plan)
+        assert found["unfused"] == 2
+        assert found["fused"] == found["alternating"] == 1 + 1 / own
+        read = found["fused, uncached"] * own * entries
+        assert read == pytest.approx((own + 1) * entries + 3 * 4)
 
 
 def test_the_readme_has_the_table_of_the_committed_run() -> None:
