@@ -3,6 +3,17 @@
 A message says what was wrong, where (module path, source line, shapes) and what to do next.
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def cannot_write(path: Path, error: OSError) -> str:
+    """The message for a file or folder that the system does not let us write."""
+    missing = isinstance(error, FileNotFoundError) and not path.parent.exists()
+    hint = f"; make the folder {path.parent} first" if missing else ""
+    return f"{path} cannot be written: {error.strerror or error}{hint}"
+
 
 class EnormError(Exception):
     """Base class: catch this to catch everything that enorm_fx raises on purpose."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from enorm_fx.errors import CheckpointError
+from enorm_fx.errors import CheckpointError, cannot_write
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise CheckpointError(cannot_write(path, error)) from error
 
 
 def _beside(path: Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from enorm_fx.cli.command import Command
 from enorm_fx.cli.output import terminal
-from enorm_fx.errors import ArgumentError
+from enorm_fx.errors import ArgumentError, cannot_write
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def _run(arguments: argparse.Namespace) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise ArgumentError(f"{arguments.output} cannot be written: {error}") from error
+        raise ArgumentError(cannot_write(arguments.output, error)) from error
     return 0
 
 
@@ -37,4 +37,7 @@ COMMAND = Command(
     "train a small network with and without ENorm and draw what happens",
     _add_arguments,
     _run,
+    description="Train a small network on handwritten digits four times: from badly scaled weights "
+    "and from ordinary ones, without and with ENorm. Draw what happens. It takes about half a "
+    "minute.",
 )

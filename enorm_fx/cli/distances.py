@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enorm_fx.errors import ArgumentError
+from enorm_fx.errors import ArgumentError, cannot_write
 
 if TYPE_CHECKING:
     from enorm_fx.comparing import Comparison
@@ -56,4 +56,4 @@ def draw(found: Comparison, names: tuple[str, str], path: Path) -> None:
     try:
         path.write_bytes(drawn.getvalue())
     except OSError as error:
-        raise ArgumentError(f"{path} cannot be written: {error.strerror}") from error
+        raise ArgumentError(cannot_write(path, error)) from error

@@ -31,7 +31,10 @@ def make(folder: Path) -> nn.Module:
     from enorm_fx.checkpoints.skeleton import parameters_on_meta
 
     if not (folder / "config.json").is_file():
-        raise ArgumentError(f"{_PREFIX}{folder}: there is no {folder / 'config.json'}")
+        raise ArgumentError(
+            f"{_PREFIX}{folder}: there is no {folder / 'config.json'}. Name a folder that "
+            "save_pretrained has written"
+        )
     try:
         import transformers
     except ImportError as error:

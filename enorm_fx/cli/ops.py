@@ -23,4 +23,11 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-COMMAND = Command("ops", "list every op that has a rule, by family", _add_arguments, _run)
+COMMAND = Command(
+    "ops",
+    "list every op that has a rule, by family",
+    _add_arguments,
+    _run,
+    description="List every op that has a rule, by family. An op that is not listed keeps the "
+    "values of all that it touches: `enorm-fx analyze` names it, with its line.",
+)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enorm_fx.errors import ArgumentError
+from enorm_fx.errors import ArgumentError, cannot_write
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,4 +63,4 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ArgumentError(f"{path} cannot be written: {error.strerror}") from error
+        raise ArgumentError(cannot_write(path, error)) from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import difflib
 import importlib
 import importlib.util
 import logging
@@ -262,7 +263,15 @@ def _place(error: BaseException) -> str:
 def _import(target: Target) -> ModuleType:
     """The target's module, from its file or by its name."""
     if target.file is None:
-        return importlib.import_module(target.module)
+        try:
+            return importlib.import_module(target.module)
+        except ModuleNotFoundError as error:
+            if not f"{target.module}.".startswith(f"{error.name}."):
+                raise  # the module is there; what it imports is not
+            raise TargetError(
+                f"there is no module {error.name}: install it, or run this in the folder that it "
+                "lies in"
+            ) from error
     if not target.file.is_file():
         raise TargetError(f"there is no file {target.module}")
     # A name of its own, so that a file called json.py replaces no module.
@@ -285,7 +294,14 @@ def _look_up(module: ModuleType, target: Target) -> Any:
     try:
         return operator.attrgetter(target.name)(module)
     except AttributeError as error:
-        raise TargetError(f"{target.module} has no {target.name} ({error})") from error
+        named = _close_to(target.name, dir(module))
+        raise TargetError(f"{target.module} has no {target.name} ({error}){named}") from error
+
+
+def _close_to(name: str, known: Sequence[str]) -> str:
+    """What may have been meant, for the end of a message."""
+    found = difflib.get_close_matches(name, [other for other in known if other[0] != "_"])
+    return f"; close to it: {', '.join(found)}" if found else ""
 
 
 def _keywords(arguments: Sequence[str]) -> dict[str, Any]:
