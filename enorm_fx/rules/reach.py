@@ -18,14 +18,23 @@ import torch
 from torch import Tensor
 
 from enorm_fx.nested import instances
-from enorm_fx.rules.boxes import Box, along, box, everything
+from enorm_fx.rules.boxes import Box, box, everything
 from enorm_fx.rules.moves import MAY_DROP, axis_numbers, marked, moved_ids
 from enorm_fx.rules.reach_ops import READERS, Read
 from enorm_fx.rules.registry import Context, Flow, bind, find
+from enorm_fx.rules.written_zeros import written_into
 from enorm_fx.symmetry.labels import Label, System
 from enorm_fx.tracing.normalize import PIECE_KEY
-from enorm_fx.tracing.op_traits import GIVES_ZEROS
-from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace, memories
+from enorm_fx.tracing.op_traits import GIVES_ZEROS, READS_SHAPES_ALONE
+from enorm_fx.tracing.trace import (
+    CONSTANT,
+    INPUT,
+    PARAMETER,
+    Node,
+    Spec,
+    Trace,
+    memories,
+)
 
 
 def reached(trace: Trace) -> dict[str, Box]:
@@ -45,12 +54,14 @@ def _nonzero(trace: Trace) -> dict[int, Box]:
     found: dict[int, Box] = {}
     for node in trace.nodes[: trace.shown]:
         spec = node.out
-        if not isinstance(spec, Spec) or not spec.shape or node.index in trace.written:
+        if not isinstance(spec, Spec) or not spec.shape:
             continue
         if node.op in GIVES_ZEROS:
-            found[node.index] = along(
-                torch.zeros(spec.shape[0], dtype=torch.bool), 0, len(spec.shape)
-            )
+            changed = written_into(trace, node)
+            if not changed.whole:
+                found[node.index] = changed
+        elif node.index in trace.written:
+            continue
         elif node.op == "pad" or (found and any(n.index in found for n in node.inputs())):
             result = _nonzero_result(trace, node, found)
             if result is not None and not result.whole:
@@ -225,6 +236,8 @@ class _Backwards:
 
     def _pass_on(self, node: Node) -> None:
         """From a result to the operands of the call that made it."""
+        if node.op in READS_SHAPES_ALONE:
+            return None
         if self._drops_nothing(node):
             return self._all_inputs(node)
         entry = find(node.op)

@@ -137,7 +137,7 @@ def _of_shape(out: Any) -> Tensor | None:
 
 def _written(nodes: tuple[Node, ...]) -> frozenset[int]:
     """Nodes that share memory with the target of a write."""
-    memory = {m for call in nodes for n in _targets(call) for m in memories(n.out)}
+    memory = {m for call in nodes for n in targets_of(call) for m in memories(n.out)}
     return frozenset(n.index for n in nodes if not memory.isdisjoint(memories(n.out)))
 
 
@@ -169,7 +169,7 @@ def _seen_elsewhere(nodes: tuple[Node, ...], leaving: set[int]) -> frozenset[int
     return frozenset(found)
 
 
-def _targets(node: Node) -> Iterator[Node]:
+def targets_of(node: Node) -> Iterator[Node]:
     """The tensors that a call may write into."""
     if node.inplace or node.kwargs.get("inplace") or node.op in MAY_WRITE_BY_A_FLAG:
         yield from instances(Node, (node.args[:1], node.kwargs))

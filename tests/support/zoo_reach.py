@@ -171,3 +171,58 @@ def _(m: Any, x: Tensor) -> Any:
        b=nn.ConvTranspose2d(4, 4, 1), c=C(4, 2, 1))  # fmt: skip
 def _(m: Any, x: Tensor) -> Any:
     return m.c(m.b(F.pad(m.a(x).relu(), (0, 0, 0, 0, 0, 2))).relu())
+
+
+SHIFTED = "shifted into zeros, "
+
+
+@small(SHIFTED + "by one channel", ROWS, a=L(3, 4), b=L(4, 2))
+def _(m: Any, x: Tensor) -> Any:
+    y = m.a(x).relu()
+    z = torch.zeros_like(y)
+    z[:, 1:] = y[:, :-1]
+    return m.b(z)
+
+
+@small(SHIFTED + "by steps and single places", ROWS, a=L(3, 6), b=L(6, 2))
+def _(m: Any, x: Tensor) -> Any:
+    y = m.a(x).relu()
+    z = torch.zeros_like(y)
+    z[..., 0::2] = y[:, 1::2]
+    z[:, -1] = y[:, 0]
+    return m.b(z.relu())
+
+
+@small(SHIFTED + "in time, a part of the channels", ROWS, a=L(3, 6), b=L(6, 2))
+def _(m: Any, x: Tensor) -> Any:
+    y = m.a(x).relu()
+    z = torch.zeros_like(y)
+    z[:-1, :2] = y[1:, :2]
+    z[1:, 2:4] = y[:-1, 2:4]
+    return m.b(z)
+
+
+@small(SHIFTED + "one image up", IMAGE, a=C(2, 3, 1), b=C(3, 2, 1))
+def _(m: Any, x: Tensor) -> Any:
+    y = m.a(x).relu()
+    z = y.new_zeros(y.shape)
+    z[:, :2, 1:] = y[:, 1:, :-1]
+    return m.b(z)
+
+
+@small(SHIFTED + "through a view", ROWS, a=L(3, 4), b=L(4, 2))
+def _(m: Any, x: Tensor) -> Any:
+    y = m.a(x).relu()
+    z = torch.zeros_like(y)
+    z[:, 2:].copy_(y[:, :2])
+    z[:, :1] = y[:, 2:3]
+    return m.b(z)
+
+
+@small(SHIFTED + "and filled up by a sum", ROWS, a=L(3, 4), b=L(4, 2), c=L(3, 4))
+def _(m: Any, x: Tensor) -> Any:
+    y = m.a(x).relu()
+    z = torch.zeros_like(y)
+    z[:, 1:] = y[:, :-1]
+    z += m.c(x).relu()
+    return m.b(z)

@@ -68,3 +68,11 @@ def _(m: Any, x: Tensor) -> Any:
     z[:, 0] = m.a(x)
     z[:, 1].copy_(m.b(x))
     return m.c(z.relu()).sum(1)
+
+
+@small("written into zeros where a table says", ROWS, a=L(3, 4), b=L(4, 2))
+def _(m: Any, x: Tensor) -> Any:
+    y = m.a(x).relu()
+    z = torch.zeros_like(y)
+    z[:, [1, 3]] = y[:, [0, 1]]
+    return m.b(z)
