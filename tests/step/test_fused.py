@@ -62,6 +62,21 @@ def test_two_hundred_steps_are_the_same(name: str) -> None:
     check_equal(pair, name, 200, 1e-5, BACKENDS[-1], order="alternating")
 
 
+@pytest.mark.parametrize("kind", ["grouped-4", "residual", "chain-conv"])
+def test_float32_is_as_near_to_float64_as_without_fused(kind: str) -> None:
+    """Rounding sets both apart from the exact weights, and from each other, by as much."""
+
+    def found(dtype: torch.dtype, fused: bool) -> dict[str, torch.Tensor]:
+        case = cast(make(kind, seed=5), dtype)
+        trained(case, OPTIMIZERS["adamw"], 100, fused=fused, backend=BACKENDS[-1])
+        return {name: weight.double() for name, weight in weights(case.model).items()}
+
+    exact = found(torch.float64, False)
+    plain = difference(found(torch.float32, False), exact)
+    assert 1e-9 < plain < 1e-3
+    assert difference(found(torch.float32, True), exact) < 2 * plain
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_eager_steps_are_the_same(name: str) -> None:
     for kind, dtype, tolerance in (

@@ -74,8 +74,12 @@ class NativeFused:
         self._keep: list[Any] = []
         parameters, buffers = self._memory.parameters, self._memory.buffers
         count = len(parameters)
-        written = sum(p.numel() * (2 + len(b)) for p, b in zip(parameters, buffers, strict=True))
-        self._threads = threads_for(written)
+        # Small matrices are not shared: threads would only wait for one another. Kernels are.
+        self._threads = threads_for(sum(
+            p.numel() * (2 + len(b))
+            for p, b in zip(parameters, buffers, strict=True)
+            if p.numel() >= tables.ALONE or p.dim() > 2
+        ))  # fmt: skip
         self._gradients = (ctypes.c_void_p * max(1, count))()
         self._rates_of = (ctypes.c_int64 * max(1, count))()
         self._rates = (tables.Rates * max(1, count))()

@@ -1,8 +1,8 @@
 """Where tensors lie, told by one call: torch answers through DLPack's C interface for exchange.
 
 That interface takes Python's tensors as they are and gives their address, device, dtype, sizes and
-strides (DLPack 1.3, `__dlpack_c_exchange_api__`). A hundred tensors are asked in the time that twenty
-take by the methods of torch, one after the other.
+strides (DLPack 1.3, `__dlpack_c_exchange_api__`). A hundred tensors are asked in the time that
+twenty take by the methods of torch, one after the other.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@
 
 namespace {
 
-constexpr i64 ALONE = 1 << 15;                         // entries below which one thread is enough
+constexpr i64 ALONE = ENORM_ALONE;                     // entries below which one thread is enough
 constexpr i64 TAKEN = 1 << 16;                         // entries that a thread takes at a time
 
 struct Share { i64 begin, end; };

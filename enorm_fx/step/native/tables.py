@@ -99,8 +99,9 @@ _STRUCTS = (
 )
 
 TILE = 4096  # columns that a thread takes at a time
+ALONE = 1 << 15  # entries of a matrix below which one thread is enough
 MOST_SIDES = 16  # kinds of exponents in a group
-CONSTANTS = {"ENORM_TILE": TILE, "ENORM_MOST_SIDES": MOST_SIDES}
+CONSTANTS = {"ENORM_TILE": TILE, "ENORM_ALONE": ALONE, "ENORM_MOST_SIDES": MOST_SIDES}
 
 
 def layout_checks() -> str:
