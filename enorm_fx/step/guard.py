@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from enorm_fx.errors import PlanError
 from enorm_fx.step.checks import find_held
-from enorm_fx.step.native.places import places_of
+from enorm_fx.step.native.places import items_of, places_of
 
 
 class Guard:
@@ -62,10 +62,9 @@ class Guard:
                     for key in state if state.keys() <= set(known) else known:
                         self._add(state, key, state.get(key))
         dicts = [d for module in model.modules() for d in (module._modules, module._parameters)]
-        self._empty = [d for d in dicts if not d]
-        self._sized = [d for d in [*dicts, *held] if d]
-        self._empty += [d for d in held if not d]
+        self._sized = [*dicts, *held]
         self._sizes = [len(d) for d in self._sized]
+        self._items = items_of(self._holders, self._keys, self._sized) if natively else None
         self._places = places_of(self._tensors) if natively else None
         self._aliases = [tensor.detach() for tensor in self._tensors]
         self._types = [type(tensor) for tensor in self._tensors]
@@ -85,12 +84,15 @@ class Guard:
     def holds(self) -> bool:
         """True: every module and every tensor of the step is the one it was, at the same place."""
         return (
-            all(map(is_, map(dict.get, self._holders, self._keys), self._values))
+            (self._same_items() if self._items is None else self._items.hold())
             and all(map(_same_state, self._states))
-            and not any(self._empty)
-            and list(map(len, self._sized)) == self._sizes
             and self._same_memory()
         )
+
+    def _same_items(self) -> bool:
+        """Whether dictionaries hold what they held, and no more."""
+        found = map(dict.get, self._holders, self._keys)
+        return all(map(is_, found, self._values)) and list(map(len, self._sized)) == self._sizes
 
     def _same_memory(self) -> bool:
         # swap_tensors makes another kind of tensor of the same object: asked before all else.

@@ -175,6 +175,11 @@ def a_parameter_more(model: Any, optimizer: Any) -> None:
 
 
 @change
+def a_parameter_of_another_name(model: Any, optimizer: Any) -> None:
+    model[2].register_parameter("gain", model[2]._parameters.pop("bias"))
+
+
+@change
 def another_buffer(model: Any, optimizer: Any) -> None:
     state = at(optimizer, model[2].weight)
     state["momentum_buffer"] = state["momentum_buffer"].clone()
@@ -281,7 +286,7 @@ def test_what_dlpack_does_not_know_is_left_to_torch() -> None:
     assert places_of([torch.zeros(2).to_sparse()]) is None
 
 
-@pytest.mark.parametrize("missing", ["interface", "compiler"])
+@pytest.mark.parametrize("missing", ["interface", "library"])
 @pytest.mark.parametrize("fused", [False, True])
 def test_without_it_steps_are_the_same(
     missing: str, fused: bool, monkeypatch: pytest.MonkeyPatch
@@ -290,17 +295,19 @@ def test_without_it_steps_are_the_same(
     for there in (True, False):
         torch.manual_seed(0)
         if not there:
-            monkeypatch.setattr(places, "_interface", _no_interface)
+            monkeypatch.setattr(places, "_interface", _unsupported)
+            if missing == "library":
+                monkeypatch.setattr(places, "_library", _unsupported)
         model, optimizer = made()
-        backend = BACKENDS[-1] if missing == "interface" else "eager"
-        enorm = ENorm(model, optimizer, backend=backend, start="as_is", fused=fused).attach()
+        enorm = ENorm(model, optimizer, backend=BACKENDS[-1], start="as_is", fused=fused)
+        enorm.attach()
         for _ in range(3):
             CHANGES["data_replaced"](model, optimizer)
             REST["a_step"](model, optimizer)
-        assert enorm.backend == backend
+        assert enorm.backend == BACKENDS[-1]
         ends.append(weights(model))
     assert largest_error(ends[0], ends[1]) == 0
 
 
-def _no_interface() -> None:
+def _unsupported() -> None:
     raise Unsupported("there is none")

@@ -1,6 +1,7 @@
-// Where tensors of Python lie: asked of torch through DLPack's C interface for exchange, which takes
-// the Python objects themselves (dmlc.github.io/dlpack, version 1.3). Whoever calls holds the GIL, and
-// looks for Python's exception where the answer is an error.
+// What Python's objects are now: which objects dictionaries hold, and where tensors lie. Asked of
+// Python by functions of its stable interface, and of torch by DLPack's C interface for exchange, which
+// takes Python's objects as they are (dmlc.github.io/dlpack, version 1.3). Whoever calls holds the GIL,
+// and looks for an exception of Python's where the answer is an error.
 
 #pragma once
 
@@ -17,6 +18,8 @@ struct DLTensor {
     uint64_t offset;
 };
 using FromObject = int (*)(void* object, DLTensor* out);          // 0, or an exception is set
+using ValueAt = void* (*)(void* dict, void* key);                 // PyDict_GetItemWithError
+using LengthOf = intptr_t (*)(void* dict);                        // PyDict_Size
 using ItemOf = void* (*)(void* list, intptr_t number);            // PyList_GetItem
 
 // Hands all that is known of each tensor to `tell`, number by number, the address first. -1: an
@@ -63,6 +66,18 @@ int enorm_same_places(FromObject from, ItemOf item, void* list, i64 count, const
     };
     if (describe(from, item, list, count, tell)) return -1;
     return same && used == numbers;
+}
+
+// 1: dicts[k] has this value under keys[k] (nullptr: none), for each k, and sized[k] has so many
+// entries; 0: not all of it is so.
+int enorm_same_items(ValueAt value_at, LengthOf length_of, void* const* dicts, void* const* keys,
+                     void* const* values, i64 count, void* const* sized, const i64* lengths,
+                     i64 sized_count) {
+    for (i64 k = 0; k < count; k++)
+        if (value_at(dicts[k], keys[k]) != values[k]) return 0;
+    for (i64 k = 0; k < sized_count; k++)
+        if (length_of(sized[k]) != lengths[k]) return 0;
+    return 1;
 }
 
 }

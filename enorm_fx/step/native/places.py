@@ -1,15 +1,15 @@
-"""Where tensors lie, told by one call: torch answers through DLPack's C interface for exchange.
+"""Where tensors lie, and what dictionaries hold, each told by one call.
 
-That interface takes Python's tensors as they are and gives their address, device, dtype, sizes and
-strides (DLPack 1.3, `__dlpack_c_exchange_api__`). A hundred tensors are asked in the time that
-twenty take by the methods of torch, one after the other.
+Dictionaries are asked through Python's C interface, tensors through DLPack's for exchange (DLPack
+1.3, `__dlpack_c_exchange_api__`), in which torch gives the address, device, dtype, sizes and
+strides of a tensor. A hundred are asked in the time that twenty take by methods of torch.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -76,6 +76,58 @@ class Places:
             return False
 
 
+class Items:
+    """Which objects dictionaries hold: what holders[k] has under keys[k], if anything, and how many
+    keys each of `sized` has.
+
+    Raises Unsupported where there is no compiler.
+    """
+
+    def __init__(
+        self,
+        holders: Sequence[dict[Any, Any]],
+        keys: Sequence[object],
+        sized: Sequence[dict[Any, Any]],
+    ) -> None:
+        self._library = _library()
+        # Addresses stay those of these objects for as long as they are held here.
+        values = [holder.get(key) for holder, key in zip(holders, keys, strict=True)]
+        self._kept = list(holders), list(keys), values, list(sized)
+        found = [
+            id(value) if key in holder else None
+            for holder, key, value in zip(holders, keys, values, strict=True)
+        ]
+        lengths = (ctypes.c_int64 * len(sized))(*map(len, sized))
+        self._arguments = (
+            _python("PyDict_GetItemWithError"),
+            _python("PyDict_Size"),
+            *(_addresses(column) for column in (map(id, holders), map(id, keys), found)),
+            len(found),
+            _addresses(map(id, sized)),
+            lengths,
+            len(sized),
+        )
+
+    def hold(self) -> bool:
+        """Whether all of it is so still."""
+        return bool(self._library.enorm_same_items(*self._arguments))
+
+
+def _addresses(found: Iterable[int | None]) -> Any:
+    found = list(found)
+    return (ctypes.c_void_p * len(found))(*found)
+
+
+def items_of(
+    holders: Sequence[dict[Any, Any]], keys: Sequence[object], sized: Sequence[dict[Any, Any]]
+) -> Items | None:
+    """None where they cannot be had."""
+    try:
+        return Items(holders, keys, sized)
+    except Unsupported:
+        return None
+
+
 def places_of(tensors: Sequence[Tensor]) -> Places | None:
     """None where they cannot be had."""
     try:
@@ -86,11 +138,8 @@ def places_of(tensors: Sequence[Tensor]) -> Places | None:
 
 @functools.cache
 def _interface() -> tuple[ctypes.PyDLL, int, int]:
-    """The library, which keeps the GIL when called so, and functions of torch and of Python."""
-    try:
-        library = ctypes.PyDLL(load()._name)
-    except CompilerError as error:
-        raise Unsupported(str(error)) from error
+    """The library, and functions of torch and of Python that it calls."""
+    library = _library()
     found = vars(Tensor).get("__dlpack_c_exchange_api__")
     if found is None:
         raise Unsupported(f"torch {torch.__version__} has no __dlpack_c_exchange_api__")
@@ -99,10 +148,27 @@ def _interface() -> tuple[ctypes.PyDLL, int, int]:
     exchange = _Exchange.from_address(pointer(found, _NAME))
     if exchange.major != _MAJOR or not exchange.tensor_from_object:
         raise Unsupported(f"DLPack's interface has the version {exchange.major}.{exchange.minor}")
-    item = ctypes.cast(ctypes.pythonapi.PyList_GetItem, ctypes.c_void_p).value or 0
-    first = ctypes.c_void_p, ctypes.c_void_p, ctypes.py_object, ctypes.c_int64, ctypes.c_void_p
-    library.enorm_places.argtypes = (*first, ctypes.c_int64)
-    library.enorm_places.restype = ctypes.c_int64
-    library.enorm_same_places.argtypes = (*first, ctypes.c_int64, ctypes.c_void_p)
+    return library, exchange.tensor_from_object, _python("PyList_GetItem")
+
+
+@functools.cache
+def _library() -> ctypes.PyDLL:
+    """The compiled code, of which calls keep the GIL."""
+    try:
+        library = ctypes.PyDLL(load()._name)
+    except CompilerError as error:
+        raise Unsupported(str(error)) from error
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    first = pointer, pointer, ctypes.py_object, number, pointer
+    library.enorm_places.argtypes = (*first, number)
+    library.enorm_places.restype = number
+    library.enorm_same_places.argtypes = (*first, number, pointer)
     library.enorm_same_places.restype = ctypes.c_int
-    return library, exchange.tensor_from_object, item
+    library.enorm_same_items.argtypes = (*[pointer] * 5, number, pointer, pointer, number)
+    library.enorm_same_items.restype = ctypes.c_int
+    return library
+
+
+def _python(name: str) -> int:
+    """The address of a function of Python's C interface."""
+    return ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0
