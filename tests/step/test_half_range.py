@@ -97,6 +97,27 @@ def test_rows_of_large_norm_are_balanced_to_rounding(
         assert is_rounding(model, wide, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("norm", [300.0, 10_000.0])
+def test_a_fused_step_balances_them_too(norm: float, dtype: torch.dtype) -> None:
+    model = network().to(dtype)
+    fill_(model, norm)
+    wide = expected(model, 2.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    enorm = ENorm(
+        enorm_fx.analyze(model, inputs(dtype)),
+        optimizer,
+        start="as_is",
+        backend="eager",
+        fused=True,
+    )
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    enorm.flush_()
+    assert is_rounding(model, wide, dtype)
+
+
 def _declined(*_: object) -> None:
     raise AssertionError("the backend has refused")
 
