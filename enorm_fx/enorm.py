@@ -77,6 +77,7 @@ class ENorm:
     backend:       "native": one call of C++ compiled for this processor (needs a compiler).
                    "eager": generated torch operations, for every device. "cudagraph": the same,
                    captured once and replayed. "auto": native on the CPU, cudagraph on CUDA.
+                   "triton", with fused=True: one pass by a kernel for a GPU.
                    One that cannot be used gives way to eager, with a warning. Weights that lie in
                    parts on several processes (DTensors) are stepped the careful way whatever is
                    asked for, with one reduction of vectors for each turn of the order: "colored"
@@ -94,7 +95,9 @@ class ENorm:
                    refuse a step with one that is not finite before anything is written; what is
                    written to weights or buffers behind autograd's back (`.data`) is found later.
                    Native for float32 and float64 on the CPU; else torch operations, which are not
-                   faster than the two steps.
+                   faster than the two steps. On CUDA backend="triton" makes one pass of float32 and
+                   float64 there too: tested in triton's interpreter, and not yet measured on a GPU,
+                   so "auto" does not take it.
 
     Raises ArgumentError for a value that is not allowed.
     """

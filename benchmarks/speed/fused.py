@@ -1,6 +1,7 @@
 """The optimizer alone, the optimizer and then ENorm, both in one pass, and one pass with turns.
 
     python -m benchmarks.speed.fused [--networks NAME ...] [--visits 5]
+    python -m benchmarks.speed.fused --device cuda --backend triton --out FILE
 
 For each network and for SGD with momentum and AdamW (torch's fused steps): one call of
 `optimizer.step()` alone, with `enorm.step()` after it, with `fused=True`, and with
@@ -47,7 +48,7 @@ TITLES = {
 _BYTES = 4  # of a float32
 
 
-def costs(network: Network, name: str, bench: Bench, visits: int) -> dict[str, Any]:
+def costs(network: Network, name: str, bench: Bench, visits: int, backend: str) -> dict[str, Any]:
     """Seconds of the four contenders and of forward and backward, visit by visit."""
     bench.release()
     torch.manual_seed(bench.seed)
@@ -67,11 +68,11 @@ def costs(network: Network, name: str, bench: Bench, visits: int) -> dict[str, A
             )
         models[title] = model
         optimizer = OPTIMIZERS[name](model)
-        run, backend = _contender(title, model, optimizer, inputs)
+        run, taken = _contender(title, model, optimizer, inputs, backend)
         run()
         run()
         contenders.append(Contender(title, run))
-        backends[title] = backend() if backend is not None else ""
+        backends[title] = taken() if taken is not None else ""
     learner = network.build(network.own).to(bench.device).train()
     plan = enorm_fx.analyze(learner, inputs, batchnorm="affine")
     contenders.append(Contender("forward and backward", lambda: _learn(learner, network, inputs)))
@@ -96,14 +97,18 @@ def costs(network: Network, name: str, bench: Bench, visits: int) -> dict[str, A
 
 
 def _contender(
-    title: str, model: nn.Module, optimizer: Optimizer, inputs: torch.Tensor
+    title: str, model: nn.Module, optimizer: Optimizer, inputs: torch.Tensor, backend: str
 ) -> tuple[Callable[[], object], Callable[[], str] | None]:
     """What is timed, and what says which backend runs it."""
     if title == "alone":
         return optimizer.step, None
     plan = enorm_fx.analyze(model, inputs, batchnorm="affine")
     order = "alternating" if title == "alternating" else "sequential"
-    enorm = ENorm(plan, optimizer, start="as_is", order=order, fused=title != "unfused")
+    fused = title != "unfused"
+    enorm = ENorm(
+        plan, optimizer, start="as_is", order=order, fused=fused,
+        backend=backend if fused else "auto",
+    )  # fmt: skip
     if title != "unfused":
         return optimizer.step, lambda: enorm.backend
 
@@ -180,9 +185,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=3.0, help="seconds of a visit")
     parser.add_argument("--visits", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--backend", default="auto", help="of the fused steps")
     parser.add_argument("--out", type=Path, default=RESULTS / "speed_fused.json")
     options = parser.parse_args(arguments)
-    bench = Bench(torch.device("cpu"), ("native",), options.rounds, options.budget, options.seed)
+    device = torch.device(options.device)
+    bench = Bench(device, ("native",), options.rounds, options.budget, options.seed)
     begin = time.perf_counter()
     record: dict[str, Any] = {
         "benchmark": "speed.fused",
@@ -197,7 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record["networks"][network] = {}
         for name in OPTIMIZERS:
             print(f"{time.perf_counter() - begin:6.0f} s  {network}, {name}", file=sys.stderr)
-            record["networks"][network][name] = costs(known[network], name, bench, options.visits)
+            record["networks"][network][name] = costs(
+                known[network], name, bench, options.visits, options.backend
+            )
     record["total_seconds"] = time.perf_counter() - begin
     record["load_after"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     write_json(options.out, record)

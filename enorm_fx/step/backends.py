@@ -107,4 +107,5 @@ MAKERS: Mapping[str, Callable[[Recipe], BackendStep]] = {
     "native": make_native,
     "cudagraph": _make_cudagraph,
 }
-BACKENDS = ("auto", *MAKERS)
+# "triton" makes no step of its own, only one with an optimizer's: see `enorm_fx.step.fused`.
+BACKENDS = ("auto", *MAKERS, "triton")

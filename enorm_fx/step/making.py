@@ -60,6 +60,11 @@ class Maker:
                 "backend at 'auto'"
             )
         if not fused:
+            if self.wanted == "triton":
+                raise ArgumentError(
+                    "backend='triton' is for steps inside the optimizer's: pass fused=True, or "
+                    "leave backend at 'auto'"
+                )
             return
         if len(self.optimizers) != 1:
             raise ArgumentError(

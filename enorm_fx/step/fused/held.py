@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,23 +95,32 @@ def check_held(held: Iterable[Held], optimizer: Optimizer) -> Sizes:
     ):
         if not math.isfinite(size):
             _refuse(what, tensor)
-        if slot > 1 and bool((tensor < 0).any()):
-            size = math.inf
         most[slot] = max(most[slot], size)
+    squares = [(slot, tensor) for _, tensor, slot in places if slot > 1]
+    least = _transferred([tensor.amin().double() for _, tensor in squares])
+    for (slot, _), smallest in zip(squares, least, strict=True):
+        if smallest < 0:
+            most[slot] = math.inf
     return Sizes(*most)
 
 
 def _largest(tensors: list[Tensor]) -> list[float]:
-    """max |x| of each, with one transfer for each device; NaN and inf come through."""
+    """max |x| of each; NaN and inf come through."""
+    return _transferred([torch.linalg.vector_norm(t, math.inf).double() for t in tensors])
+
+
+def _transferred(numbers: Sequence[Tensor]) -> list[float]:
+    """Of tensors of one entry, float64, with one transfer for each device."""
     by_device: dict[torch.device, list[int]] = {}
-    for number, tensor in enumerate(tensors):
+    for number, tensor in enumerate(numbers):
         by_device.setdefault(tensor.device, []).append(number)
-    sizes = [0.0] * len(tensors)
-    for numbers in by_device.values():
-        norms = [torch.linalg.vector_norm(tensors[k], math.inf).double() for k in numbers]
-        for number, size in zip(numbers, torch.stack(norms).tolist(), strict=True):
-            sizes[number] = size
-    return sizes
+    found = [0.0] * len(numbers)
+    for places in by_device.values():
+        for place, number in zip(
+            places, torch.stack([numbers[k] for k in places]).tolist(), strict=True
+        ):
+            found[place] = number
+    return found
 
 
 def _refuse(what: str, tensor: Tensor) -> None:
@@ -160,7 +169,13 @@ def limits_of(held: Iterable[Held], p: float) -> Limits:
 
 def steps_of(held: Iterable[Held], optimizer: Optimizer) -> list[float]:
     """The number of the step that each parameter makes next, from 1."""
-    return [float(optimizer.state.get(h.parameter, {}).get("step", 0.0)) + 1 for h in held]
+    made = [optimizer.state.get(h.parameter, {}).get("step", 0.0) for h in held]
+    # Of those on a device, one transfer for each device.
+    there = [k for k, step in enumerate(made) if isinstance(step, Tensor) and not step.is_cpu]
+    found = _transferred([made[k].double().reshape(()) for k in there])
+    for k, number in zip(there, found, strict=True):
+        made[k] = number
+    return [float(step) + 1 for step in made]
 
 
 def bounds_after(

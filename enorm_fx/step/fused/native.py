@@ -34,6 +34,8 @@ class NativeFused:
     Raises CompilerError or Unsupported where it cannot serve.
     """
 
+    name = "native"
+
     def __init__(
         self,
         careful: Sequence[CarefulStep],

@@ -1,4 +1,5 @@
-"""One step of an optimizer with the rescaling of the step before: native, or in torch operations.
+"""One step of an optimizer with the rescaling of the step before: native, by a kernel on a GPU, or
+in torch operations.
 
 State is at all times one network's: after a step the weights and buffers are those that the
 optimizer has written, and what is due is to find the factors of their rescaling and to multiply by
@@ -30,6 +31,7 @@ from enorm_fx.step.fused.held import (
 )
 from enorm_fx.step.fused.native import NativeFused
 from enorm_fx.step.fused.optimizers import Sizes, is_scaled
+from enorm_fx.step.fused.triton_step import TritonFused
 from enorm_fx.step.generated.generate import generate
 from enorm_fx.step.guard import structure_of
 from enorm_fx.step.native.compiler import CompilerError
@@ -58,7 +60,7 @@ class FusedStep:
         self._careful, self.optimizer, self._buffers = tuple(careful), optimizer, dict(buffers)
         self._cycles, self._p, self._wanted = cycles, p, backend
         self._notes = notes
-        self._native: NativeFused | None = None
+        self._tables: NativeFused | TritonFused | None = None
         for one in self._careful:
             one.bind_()
             if one.sharded:
@@ -76,7 +78,8 @@ class FusedStep:
     @property
     def backend(self) -> str:
         """Who makes the next step, as far as can be said before its gradients are there."""
-        return "eager" if self._tables_now() is None else "native"
+        tables = self._tables_now()
+        return "eager" if tables is None else tables.name
 
     @property
     def code(self) -> str:
@@ -181,25 +184,26 @@ class FusedStep:
         except NonFiniteError as error:
             raise NonFiniteError(f"after this step {error}") from error
 
-    def _tables_now(self) -> NativeFused | None:
-        """The tables of native code for the memory as it is; None where it cannot serve."""
+    def _tables_now(self) -> NativeFused | TritonFused | None:
+        """The tables for the memory as it is; None where torch operations make the step."""
         if self._wanted == "eager":
             return None
-        if self._native is not None and self._native.holds():
-            return self._native
-        self._native = None
+        if self._tables is not None and self._tables.holds():
+            return self._tables
+        self._tables = None
         self.check()
         held = self._held()
         if self._wanted == "auto" and any(h.parameter.device.type != "cpu" for h in held):
             return None
+        made = TritonFused if self._wanted == "triton" else NativeFused
         try:
             if self._buffers:
                 raise Unsupported("buffers= was given")
-            self._native = NativeFused(self._careful, held, self.optimizer, self._cycles, self._p)
-            self._notes.backend("native")
+            self._tables = made(self._careful, held, self.optimizer, self._cycles, self._p)
+            self._notes.backend(made.name)
         except (CompilerError, Unsupported) as error:
-            warn_once("native", error)
-        return self._native
+            warn_once(made.name, error)
+        return self._tables
 
 
 class Undo:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from enorm_fx.step.generated.cell_storage import CellStorage
-from enorm_fx.step.generated.multiply import Multiply
+from enorm_fx.step.generated.multiply import LineFactors, Multiply
 from enorm_fx.step.generated.script import Built, Result, Script, text
 from enorm_fx.step.generated.state import State, make_state
 from enorm_fx.step.generated.tuning import Tuning, tuning_for
@@ -60,14 +60,45 @@ class Eager:
         return ok
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FactorStep:
+    """A generated step that ends before it multiplies.
+
+    factors: of each write of the recipe, filled when the step runs; ones, if that says False.
+    reach: 0-dim, exp(p * max |u|) then (p = inf: without p).
+    """
+
+    step: Eager
+    factors: list[LineFactors]
+    reach: Tensor
+
+
 def generate(recipe: Recipe, tuning: Tuning | None = None) -> Eager:
     """Write the step of a recipe. All memory that it needs is allocated here."""
-    script = Script()
     with torch.no_grad():
+        begun = _Begun(recipe, tuning)
+        begun.multiply.write(begun.ok)
+        return begun.built()
+
+
+def generate_factors(recipe: Recipe) -> FactorStep:
+    """Write what finds the factors of a recipe, whose tensors have entries and no gaps."""
+    with torch.no_grad():
+        begun = _Begun(recipe, None)
+        factors = begun.multiply.factors(begun.ok)
+        return FactorStep(begun.built(), factors, begun.reach)
+
+
+class _Begun:
+    """Measure, solve, decide."""
+
+    def __init__(self, recipe: Recipe, tuning: Tuning | None) -> None:
+        self._script = script = Script()
         _name(script, recipe)
         state = make_state(script, recipe)
+        self._device = state.scales.device
         if tuning is None:
-            tuning = tuning_for(state.scales.device)
+            tuning = tuning_for(self._device)
         cells = CellStorage(script, recipe, state, tuning)
         updates = Updates(script, recipe, state, cells, tuning)
         checks = _Checks(script, recipe, state)
@@ -79,11 +110,13 @@ def generate(recipe: Recipe, tuning: Tuning | None = None) -> Eager:
             updates.cycle()
             if cycle == 0:
                 checks.sizes(updates.least_share)
-            checks.factors()
+            self.reach = checks.factors()
         checks.products()
-        ok = checks.all()
-        Multiply(script, recipe, state, tuning).write(ok)
-        return Eager(script.build(ok), state.scales.device)
+        self.ok = checks.all()
+        self.multiply = Multiply(script, recipe, state, tuning)
+
+    def built(self) -> Eager:
+        return Eager(self._script.build(self.ok), self._device)
 
 
 def _name(script: Script, recipe: Recipe) -> None:
@@ -148,13 +181,14 @@ class _Checks:
             if line.dtype in self._narrow:
                 self._sizes.append((slot, 1.0, 0.0))
 
-    def factors(self) -> None:
-        """The scales after a cycle, up and down."""
+    def factors(self) -> Tensor:
+        """The scales after a cycle, up and down: where the largest will be, 0-dim."""
         script = self._script
         script.section("are the factors finite, and well in range?")
         self._factor = self._slot(self._recipe.power * self._log_factor)
         flat = script.named(self._state.scales.view(-1), "scales_flat")
         script.call(torch.amax, flat, 0, out=self._factor)
+        return self._factor
 
     def products(self) -> None:
         """Entries of narrow weights, times the factors of the last cycle."""

@@ -52,8 +52,17 @@ class _Target:
         return self.matrix.dtype.itemsize < 4
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LineFactors:
+    """Of a tensor in memory order: entry k takes rows[k // width] * cols[k % width]; None: ones."""
+
+    width: int
+    rows: Tensor | None
+    cols: Tensor | None
+
+
 class Multiply:
-    """Writes the multiplications of a recipe."""
+    """Writes the multiplications of a recipe, or what they multiply by."""
 
     def __init__(self, script: Script, recipe: Recipe, state: State, tuning: Tuning) -> None:
         self._script, self._recipe, self._state, self._tuning = script, recipe, state, tuning
@@ -64,24 +73,43 @@ class Multiply:
         needed = {a * e for a in coefficients for e in exponents}
         # Rows 0 and 1 hold exp(u) and exp(-u), so one root call computes both.
         self._exponents = [1.0, -1.0, *sorted(needed - {1.0, -1.0})]
-        self._targets: dict[Kind, list[_Target]] = defaultdict(list)
+        self._in_order: list[_Target] = []
         self._rooms: dict[Kind, Tensor] = {}
 
     def write(self, ok: Result) -> None:
         """All calls. ok: 0-dim bool; where it is False every factor is one."""
+        for members in self._prepared(ok):
+            self._script.section(_title(members))
+            self._multiply(members)
+
+    def factors(self, ok: Result) -> list[LineFactors]:
+        """The calls that make the factors alone, and by write where these will be.
+
+        No tensor may be empty, have gaps in its memory, or take the power 0.
+        """
+        self._prepared(ok)
+        found = []
+        for target in self._in_order:
+            rows, cols = (v if v is None else v.values for v in (target.rows, target.cols))
+            found.append(LineFactors(target.matrix.shape[1], rows, cols))
+        return found
+
+    def _prepared(self, ok: Result) -> list[Sequence[_Target]]:
+        """What is multiplied together, once the factors of all are made."""
         powers = self._powers(ok)
+        targets: dict[Kind, list[_Target]] = defaultdict(list)
         for write in self._recipe.writes:
             if write.exponent and write.tensor.numel():
                 dtype = torch.promote_types(write.tensor.dtype, torch.float32)
-                kind = dtype, write.tensor.device
-                self._targets[kind].append(self._target(write))
-        for kind, targets in self._targets.items():
-            families = self._families(targets)
+                self._in_order.append(self._target(write))
+                targets[dtype, write.tensor.device].append(self._in_order[-1])
+        found = []
+        for kind, members in targets.items():
+            families = self._families(members)
             self._script.section("factors of rows and columns")
             self._gather(powers, kind, families)
-            for members in families:
-                self._script.section(_title(members))
-                self._multiply(members)
+            found += families
+        return found
 
     def _families(self, targets: Iterable[_Target]) -> list[Sequence[_Target]]:
         """Targets that are multiplied together."""
