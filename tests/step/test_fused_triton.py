@@ -93,8 +93,8 @@ def test_steps_are_those_of_torch_operations(
 
 @pytest.mark.parametrize("name", ["adamw", "nesterov"])
 def test_many_steps_are_the_same(name: str, passes: list[bool]) -> None:
-    assert apart(lambda: on_device(make("shared", seed=3)), name, 60) < 1e-12
-    assert passes.count(True) >= 58
+    assert apart(lambda: on_device(make("shared", seed=3)), name, 40) < 1e-12
+    assert passes.count(True) >= 38
 
 
 SETTINGS: list[dict[str, Any]] = [

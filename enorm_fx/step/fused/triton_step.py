@@ -47,10 +47,12 @@ class _Family:
 class _Turn:
     """What finds the factors of a turn, and how far they reach.
 
-    reach: 0-dim, exp(power * max |u|). fastest: the most that max |u| counts for.
+    factors: kept, since a table has their addresses. reach: 0-dim, exp(power * max |u|). fastest:
+    the most that max |u| counts for.
     """
 
     step: BackendStep
+    factors: list[LineFactors]
     reach: Tensor
     power: float
     fastest: float
@@ -114,7 +116,7 @@ class TritonFused:
         found = generate_factors(recipe)
         on_cuda = self._device.type == "cuda"
         step: BackendStep = Replayed(found.step) if on_cuda else found.step
-        self._turns.append(_Turn(step, found.reach, recipe.power, careful.fastest))
+        self._turns.append(_Turn(step, found.factors, found.reach, recipe.power, careful.fastest))
         numbers = [self._numbers[write.tensor.data_ptr()] for write in weights]
         self._tables.append(self._table(dict(zip(numbers, found.factors, strict=True))))
 
