@@ -48,7 +48,7 @@ def oriented(solution: Solution, labels: Labels, trace: Trace) -> Solution:
             waiting = []
     _turn_together(direction, solution, waiting)
     open_ = (solution.root >= 0) & (direction[solution.root] == 0)
-    for label in labels.parameters.values():
+    for label in labels.parameters.values() if bool(open_.any()) else ():
         if any(bool(open_[term.ids].any()) for term in label.terms):
             _turn(direction, solution, label)
     direction[direction == 0] = 1

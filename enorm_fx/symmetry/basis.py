@@ -195,8 +195,7 @@ def _kinds(
     moves: two arrays of the shape of `scales`."""
     kind = torch.zeros(size + 1, dtype=torch.int32)  # variables of one kind are alike so far
     kinds = 1
-    first = torch.full((size + 1,), len(parameters), dtype=torch.int32)
-    for position, terms in enumerate(parameters.values()):
+    for terms in parameters.values():
         for ids, times in _ways(terms):
             key = kind[ids].long()
             if times is not None:
@@ -209,7 +208,12 @@ def _kinds(
                 values, inverse = key.unique(return_inverse=True)
                 kind[ids] = kinds + inverse.int()
                 kinds += len(values)
-            first[ids] = torch.clamp(first[ids], max=position)
+    first = torch.full((size + 1,), len(parameters), dtype=torch.int32)
+    places = [k for k, terms in enumerate(parameters.values()) for _ in terms]
+    position = torch.tensor(places, dtype=torch.int32)
+    indices = (term.index for terms in parameters.values() for term in terms)
+    for ids, number in end_to_end(indices):
+        first.scatter_reduce_(0, torch.where(ids < 0, size, ids), position[number], "amin")
     return kind[scales], first[scales]
 
 

@@ -141,14 +141,11 @@ class Recorder(Run):
             again = Raised(type(error), str(error))  # the error itself holds all that was running
             self.calls.append(Call(function, args, kwargs, again, user_frame()))
             raise
-        produced = list(tensors_anywhere(out))
-        if key in METADATA and not produced:
-            return out
-        read = list(tensors_anywhere((args, kwargs)))
-        if not produced and not read:
-            return out
-        if not produced and not inplace:
-            raise self._depends_on_data(function, args, kwargs)
+        if next(tensors_anywhere(out), None) is None:
+            if key in METADATA or next(tensors_anywhere((args, kwargs)), None) is None:
+                return out
+            if not inplace:
+                raise self._depends_on_data(function, args, kwargs)
         return self._record(function, args, kwargs, out)
 
     def unseen(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
