@@ -15,6 +15,7 @@ affine.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import statistics
 import sys
@@ -211,6 +212,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record["total_seconds"] = time.perf_counter() - begin
     record["load_after"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     write_json(options.out, record)
+    if importlib.util.find_spec("matplotlib"):
+        from benchmarks.speed.fused_plot import draw
+
+        draw(options.out.with_suffix(".png"), record)
     print(markdown(record))
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import statistics
 from pathlib import Path
@@ -38,6 +39,8 @@ def test_it_measures_and_writes_what_it_shows(
     assert table in capsys.readouterr().out
     assert table.count("\n| tiny | ") == 2
     assert str(tmp_path) not in out.read_text()
+    if importlib.util.find_spec("matplotlib"):
+        assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_floors_count_what_a_pass_reads_and_writes() -> None:
