@@ -41,8 +41,9 @@ def check_equal(
     found, expected = everything(other.model, same), everything(one.model, optimizer)
     names = weights(one.model)
     assert difference({n: found[n] for n in names}, {n: expected[n] for n in names}) < tolerance
-    # Gradients are sums of larger numbers, so buffers have fewer digits.
-    assert difference(found, expected) < 100 * tolerance
+    # Gradients are sums of larger numbers, so buffers have fewer digits: at the end some are
+    # zero but for rounding.
+    assert difference(found, expected, least=1e-2) < 100 * tolerance
 
 
 def cast(case: Case, dtype: torch.dtype) -> Case:
@@ -149,7 +150,12 @@ def check_random_graph(seed: int, name: str, backend: str) -> bool:
         if not loss.requires_grad or not bool(loss.isfinite()):
             return False
         trial = copy.deepcopy(model)
-        loss_of(trial, tuple(x.clone() for x in inputs)).backward()
+        try:
+            loss_of(trial, tuple(x.clone() for x in inputs)).backward()
+        except RuntimeError as error:  # it writes into what has been read
+            if "modified by an inplace operation" not in str(error):
+                raise
+            return False
         gradients = [p.grad for p in trial.parameters() if p.grad is not None]
         if not gradients or not all(bool(g.isfinite().all()) for g in gradients):
             return False

@@ -71,15 +71,18 @@ def everything(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     return found
 
 
-def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """The largest, in units of the largest entry of the tensor; inf where names differ, or NaN."""
+def difference(one: dict[str, Tensor], other: dict[str, Tensor], least: float = 1e-300) -> float:
+    """The largest, in units of the largest entry of the tensor; inf where names differ, or NaN.
+
+    least: the smallest such unit. Of a tensor that is zero but for rounding, no digit need agree.
+    """
     if one.keys() != other.keys():
         return float("inf")
     worst = 0.0
     for name, a in one.items():
         if a.numel():
             a, b = a.double(), other[name].double()
-            size = b.abs().max().clamp(min=1e-300)
+            size = b.abs().max().clamp(min=least)
             worst = max(worst, float(((a - b).abs().max() / size).nan_to_num(nan=float("inf"))))
     return worst
 
