@@ -77,8 +77,14 @@ def _nonzero_result(trace: Trace, node: Node, found: Mapping[int, Box]) -> Box |
         return _padded(node, found)
     if entry.flow is Flow.MOVES:
         return _moved_nonzero(trace, node, found)
+    if node.op in _REDUCTIONS:
+        return _reduced(trace, node, found)
     operands = [n for n in node.inputs() if isinstance(n.out, Spec)]
     shape = node.out.shape
+    if entry.flow not in (Flow.PASSES, Flow.PRODUCT, Flow.SUM):
+        return None
+    if not all(_broadcasts(n.out.shape, shape) for n in operands):
+        return None
     boxes = [
         found.get(n.index, everything(n.out.shape)).spread(n.out.shape, shape) for n in operands
     ]
@@ -95,6 +101,29 @@ def _nonzero_result(trace: Trace, node: Node, found: Mapping[int, Box]) -> Box |
             result = result | other
         return result
     return None
+
+
+# What these give of zeros is zero.
+_REDUCTIONS = ("sum", "mean", "nansum", "nanmean", "amax", "amin")
+
+
+def _reduced(trace: Trace, node: Node, found: Mapping[int, Box]) -> Box | None:
+    """Along the axes that stay what is zero stays so."""
+    entry = find(node.op)
+    assert entry is not None
+    source = next(node.inputs())
+    try:
+        dim = bind(entry, Context(trace, System()), node).arguments["dim"]
+    except TypeError:
+        return None
+    shape = source.out.shape
+    if dim is None or dim == () or source.index not in found:
+        return None
+    gone = {d % len(shape) for d in (dim if isinstance(dim, (tuple, list)) else [dim])}
+    inside = found[source.index].axes
+    if len(node.out.shape) == len(shape):
+        return Box(tuple(None if a in gone else places for a, places in enumerate(inside)))
+    return Box(tuple(places for a, places in enumerate(inside) if a not in gone))
 
 
 def _only_tensors(node: Node) -> bool:

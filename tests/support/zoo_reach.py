@@ -151,6 +151,17 @@ def _(m: Any, x: Tensor) -> Any:
     return m.b(F.pad(m.a(x).relu(), (0, 2)) + m.c(x).relu())
 
 
+@small("padded with zeros, added up over an axis", ROWS, a=L(3, 4), b=L(6, 2))
+def _(m: Any, x: Tensor) -> Any:
+    wide = F.pad(m.a(x).relu(), (0, 2))
+    return m.b(torch.stack([wide, 2 * wide]).sum(0))
+
+
+@small("padded with zeros, averaged over an axis", IMAGE, a=C(2, 3, 1), b=L(5, 2))
+def _(m: Any, x: Tensor) -> Any:
+    return m.b(F.pad(m.a(x).relu(), (0, 0, 0, 0, 1, 1)).mean(3).amax(2))
+
+
 @small("zeros side by side", ROWS, a=L(3, 4), b=L(6, 2))
 def _(m: Any, x: Tensor) -> Any:
     return m.b(torch.cat([m.a(x).relu(), x.new_zeros(len(x), 2)], 1))
