@@ -20,21 +20,13 @@ from torch import Tensor
 from enorm_fx.nested import instances
 from enorm_fx.rules.boxes import Box, box, everything
 from enorm_fx.rules.moves import MAY_DROP, axis_numbers, marked, moved_ids
-from enorm_fx.rules.reach_ops import READERS, Read
-from enorm_fx.rules.registry import Context, Flow, bind, find
+from enorm_fx.rules.reach_ops import READERS, Read, axes_gone
+from enorm_fx.rules.registry import Context, Entry, Flow, bind, find
 from enorm_fx.rules.written_zeros import written_into
 from enorm_fx.symmetry.labels import Label, System
 from enorm_fx.tracing.normalize import PIECE_KEY
 from enorm_fx.tracing.op_traits import GIVES_ZEROS, READS_SHAPES_ALONE
-from enorm_fx.tracing.trace import (
-    CONSTANT,
-    INPUT,
-    PARAMETER,
-    Node,
-    Spec,
-    Trace,
-    memories,
-)
+from enorm_fx.tracing.trace import CONSTANT, INPUT, PARAMETER, Node, Spec, Trace, memories
 
 
 def reached(trace: Trace) -> dict[str, Box]:
@@ -78,7 +70,7 @@ def _nonzero_result(trace: Trace, node: Node, found: Mapping[int, Box]) -> Box |
     if entry.flow is Flow.MOVES:
         return _moved_nonzero(trace, node, found)
     if node.op in _REDUCTIONS:
-        return _reduced(trace, node, found)
+        return _reduced(trace, node, entry, found)
     operands = [n for n in node.inputs() if isinstance(n.out, Spec)]
     shape = node.out.shape
     if entry.flow not in (Flow.PASSES, Flow.PRODUCT, Flow.SUM):
@@ -107,21 +99,20 @@ def _nonzero_result(trace: Trace, node: Node, found: Mapping[int, Box]) -> Box |
 _REDUCTIONS = ("sum", "mean", "nansum", "nanmean", "amax", "amin")
 
 
-def _reduced(trace: Trace, node: Node, found: Mapping[int, Box]) -> Box | None:
+def _reduced(trace: Trace, node: Node, entry: Entry, found: Mapping[int, Box]) -> Box | None:
     """Along the axes that stay what is zero stays so."""
-    entry = find(node.op)
-    assert entry is not None
     source = next(node.inputs())
+    if source.index not in found:
+        return None
     try:
         dim = bind(entry, Context(trace, System()), node).arguments["dim"]
     except TypeError:
         return None
-    shape = source.out.shape
-    if dim is None or dim == () or source.index not in found:
-        return None
-    gone = {d % len(shape) for d in (dim if isinstance(dim, (tuple, list)) else [dim])}
     inside = found[source.index].axes
-    if len(node.out.shape) == len(shape):
+    gone = axes_gone(dim, len(inside))
+    if gone is None:
+        return None
+    if len(node.out.shape) == len(inside):
         return Box(tuple(None if a in gone else places for a, places in enumerate(inside)))
     return Box(tuple(places for a, places in enumerate(inside) if a not in gone))
 

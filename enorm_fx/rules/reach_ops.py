@@ -165,14 +165,20 @@ def _attention(call: Read) -> dict[str, Box]:
     return {"value": Box((*[None] * (len(value) - 1), call.live.axes[-1]))}
 
 
+def axes_gone(dim: Any, ndim: int) -> set[int] | None:
+    """The axes that a reduction along `dim` takes away, of so many; None: all."""
+    if dim is None or dim == () or not ndim:
+        return None
+    return {d % ndim for d in (dim if isinstance(dim, (tuple, list)) else [dim])}
+
+
 @_reader("mean", "sum", "nanmean", "nansum", "amax", "amin", "norm", "vector_norm")
 def _reduction(call: Read) -> dict[str, Box]:
     """Along the axes that stay only what matters is read."""
     shape = call.shape_of("input")
-    dim = call.arguments["dim"]
-    if dim is None or dim == () or not shape:
+    gone = axes_gone(call.arguments["dim"], len(shape))
+    if gone is None:
         return {}
-    gone = {d % len(shape) for d in (dim if isinstance(dim, (tuple, list)) else [dim])}
     if len(call.shape) == len(shape):
         axes = [None if a in gone else p for a, p in enumerate(call.live.axes)]
     else:

@@ -42,7 +42,10 @@ def written_into(trace: Trace, zeros: Node) -> Box:
                 marks = marked(iter(chosen), sum(shape))
                 found = found | box(marks.split(list(shape)))
             if isinstance(call.out, Spec):  # what the call writes into is what it gives
-                views[call.index] = views[targets[0].index]
+                own = views[targets[0].index]
+                if call.out.shape != own.shape or _moves(call):  # transposed in place, say
+                    return everything(shape)
+                views[call.index] = own
         elif not memory.isdisjoint(memories(call.out)):
             seen = _viewed(trace, call, views, sum(shape))
             if seen is not None:
@@ -50,11 +53,15 @@ def written_into(trace: Trace, zeros: Node) -> Box:
     return found
 
 
+def _moves(call: Node) -> bool:
+    entry = find(call.op)
+    return entry is not None and entry.flow is Flow.MOVES
+
+
 def _viewed(trace: Trace, call: Node, views: dict[int, Label], count: int) -> Label | None:
     """The places that a view of a view has."""
-    entry = find(call.op)
     sources = {n.index: views[n.index] for n in call.inputs() if n.index in views}
-    if entry is None or entry.flow is not Flow.MOVES or len(sources) != 1:
+    if not _moves(call) or len(sources) != 1:
         return None
     moved = moved_ids(trace, call, sources, count)
     return moved if isinstance(moved, Label) else None

@@ -67,6 +67,7 @@ class FakeResults:
             and tensor.constant is None  # of small constants torch knows the values
             and tensor.layout is torch.strided
             and not tensor.is_neg()
+            and not tensor.is_inference()  # it does not tell whether it was written
             and not tensor.requires_grad
         )
         if not plain or tensor.dtype not in _PLAIN_TYPES:

@@ -208,6 +208,21 @@ def test_originals_that_are_not_registered_are_refused_with_nothing_written() ->
     assert same_bits(weights(model), old)
 
 
+def gradients_of_copies_(model: nn.Module, master: nn.Module) -> None:
+    """Give float32 originals the gradients of their bfloat16 copies."""
+    model.zero_grad()
+    model(INPUTS.bfloat16()).square().mean().backward()
+    for p, own in zip(master.parameters(), model.parameters(), strict=True):
+        p.grad = own.grad.float()  # type: ignore[union-attr]
+
+
+def copied_(model: nn.Module, master: nn.Module) -> None:
+    """The copies are those of the originals again."""
+    with torch.no_grad():
+        for p, own in zip(master.parameters(), model.parameters(), strict=True):
+            own.copy_(p)
+
+
 def test_originals_outside_of_the_model_are_analyzed_in_its_place() -> None:
     """An optimizer of float32 copies is refused for the model, and right for a copy of it."""
     model = three_layers().bfloat16()
@@ -217,17 +232,13 @@ def test_originals_outside_of_the_model_are_analyzed_in_its_place() -> None:
         ENorm(analyze(model, INPUTS[:2].bfloat16()), optimizer)
     enorm = ENorm(analyze(master, INPUTS[:2].float()), optimizer)
     for _ in range(3):
-        model.zero_grad()
-        model(INPUTS.bfloat16()).square().mean().backward()
-        for p, own in zip(master.parameters(), model.parameters(), strict=True):
-            p.grad = own.grad.float()  # type: ignore[union-attr]
+        gradients_of_copies_(model, master)
         optimizer.step()
         with torch.no_grad():
             before = master(INPUTS.float())
             enorm.step()
             assert torch.allclose(master(INPUTS.float()), before, rtol=1e-4, atol=1e-6)
-            for p, own in zip(master.parameters(), model.parameters(), strict=True):
-                own.copy_(p)
+        copied_(model, master)
     assert enorm.stats().largest_factor < math.exp(0.5)
 
 
@@ -264,14 +275,9 @@ def trained_on_copies(
         enorm.attach()
     before = weights(master)
     for _ in range(4):
-        model.zero_grad()
-        model(INPUTS.bfloat16()).square().mean().backward()
-        for p, own in zip(master.parameters(), model.parameters(), strict=True):
-            p.grad = own.grad.float()  # type: ignore[union-attr]
+        gradients_of_copies_(model, master)
         optimizer.step()
-        with torch.no_grad():
-            for p, own in zip(master.parameters(), model.parameters(), strict=True):
-                own.copy_(p)
+        copied_(model, master)
     if fused:
         assert enorm.backend == backend
         enorm.flush_()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -97,6 +99,35 @@ def test_both_front_ends_count_the_same(small: Small) -> None:
         for tracer in ("symbolic", "export")
     }
     assert len(counts) == 1
+
+
+def _turned(z: Tensor) -> Tensor:
+    z.t_()
+    z[:, 1:] = 1
+    return z
+
+
+def _longer(z: Tensor) -> Tensor:
+    z.unsqueeze_(0)
+    z[0, :, 1:] = 1
+    return z[0]
+
+
+@pytest.mark.parametrize("tracer", ["symbolic", "export"])
+@pytest.mark.parametrize(("shape", "change"), [((4, 6), _turned), ((6, 4), _longer)])
+def test_zeros_of_another_shape_since_may_be_filled_anywhere(
+    shape: tuple[int, int], change: Any, tracer: str
+) -> None:
+    def run(m: Any, x: Tensor) -> Any:
+        return m.b(m.a(x).relu() * change(torch.zeros(shape, dtype=x.dtype)))
+
+    model, x = (
+        randomized(Net(run, a=nn.Linear(3, 4), b=nn.Linear(4, 2))),
+        torch.randn(6, 3).double(),
+    )
+    boxes = reached(trace(model, x, tracer))
+    assert boxes["a.weight"].whole
+    assert boxes["b.weight"].whole
 
 
 def test_an_entry_that_is_left_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

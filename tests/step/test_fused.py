@@ -13,6 +13,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 import enorm_fx
 from enorm_fx.enorm import ENorm
+from enorm_fx.step.fused import fixed_memory
 from tests.support.dags import Replay, seeded_recipe, tensors_for
 from tests.support.fused_runs import (
     OPTIMIZERS,
@@ -294,6 +295,32 @@ def test_weights_that_are_written_between_steps_are_measured_anew(backend: str) 
         enorm.flush_()
         found.append(everything(case.model, optimizer))
     assert difference(found[0], found[1]) < 1e-12
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="no compiler")
+def test_parameters_that_count_their_writes_together_are_not_measured_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Views of one tensor do."""
+    case = make("residual", seed=3)
+    for layer in (case.model.get_submodule("down0"), case.model.get_submodule("up0")):
+        flat = torch.cat([p.detach().reshape(-1) for p in layer.parameters()])
+        parts = flat.split([p.numel() for p in layer.parameters()])
+        for (name, p), part in zip(list(layer.named_parameters()), parts, strict=True):
+            setattr(layer, name, nn.Parameter(part.view_as(p)))
+    plan = enorm_fx.analyze(case.model, case.inputs)
+    case = Case(case.name, case.model, plan, case.inputs)
+    optimizer = OPTIMIZERS["momentum"](case.model.parameters())
+    enorm = ENorm(plan, optimizer, fused=True, backend="native")
+    train(case, optimizer, None, 3)
+    assert enorm.backend == "native"
+    measured = []
+    check_held = fixed_memory.check_held
+    monkeypatch.setattr(
+        fixed_memory, "check_held", lambda *given: measured.append(given) or check_held(*given)
+    )
+    train(case, optimizer, None, 3)
+    assert not measured
 
 
 def test_an_unfused_run_takes_up_the_state_of_a_fused_one_and_the_other_way_round() -> None:

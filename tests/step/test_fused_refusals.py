@@ -21,8 +21,10 @@ from tests.support.fused_runs import (
     difference,
     everything,
     loss_of,
+    read_by_a_step,
     train,
     trained,
+    waiting,
 )
 from tests.support.helpers import BACKENDS, make, same_bits, weights
 from tests.support.plans import Case
@@ -34,12 +36,7 @@ def made(
     """After some steps, with gradients for the next one."""
     case = make("residual", seed=3)
     case = Case(case.name, case.model.to(dtype), case.plan, case.inputs.to(dtype))
-    optimizer = OPTIMIZERS[name](case.model.parameters())
-    enorm = ENorm(case.plan, optimizer, last_layer=True, fused=True, backend=backend)
-    train(case, optimizer, None, steps)
-    optimizer.zero_grad()
-    loss_of(case.model, case.inputs).backward()
-    return case, optimizer, enorm
+    return case, *waiting(case, OPTIMIZERS[name], steps, backend=backend)
 
 
 # ---- all or nothing ----
@@ -50,14 +47,7 @@ def made(
 def test_nothing_is_written_where_a_number_is_not_finite(backend: str, name: str) -> None:
     case, optimizer, enorm = made(backend, name)
     assert enorm.backend == backend
-    planted: list[tuple[str, Tensor]] = []
-    for parameter_name, p in case.model.named_parameters():
-        assert p.grad is not None
-        planted.append((f"the gradient of '{parameter_name}'", p.grad))
-        planted.append((f"'{parameter_name}'", p.detach()))
-        for key, value in optimizer.state.get(p, {}).items():
-            if value.dim():
-                planted.append((f"the buffer '{key}' of '{parameter_name}'", value))
+    planted = list(read_by_a_step(case.model, optimizer))
     old, state = everything(case.model, optimizer), enorm.state_dict()
     for what, tensor in planted:
         for place, value in ((0, math.nan), (-1, math.inf), (0, -math.inf), (-1, math.nan)):

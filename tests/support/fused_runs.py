@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -59,6 +59,27 @@ def trained(
     train(case, optimizer, None if fused else enorm, steps, before)
     enorm.flush_()
     return optimizer, enorm
+
+
+def waiting(case: Case, make: Make, steps: int = 2, **settings: Any) -> tuple[Optimizer, ENorm]:
+    """After some fused steps, with gradients for the next one."""
+    optimizer = make(case.model.parameters())
+    enorm = ENorm(case.plan, optimizer, fused=True, **settings)
+    train(case, optimizer, None, steps)
+    optimizer.zero_grad()
+    loss_of(case.model, case.inputs).backward()
+    return optimizer, enorm
+
+
+def read_by_a_step(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """Gradients, parameters and buffers, each with its name in messages."""
+    for name, p in model.named_parameters():
+        assert p.grad is not None
+        yield f"the gradient of '{name}'", p.grad
+        yield f"'{name}'", p.detach()
+        for key, value in optimizer.state.get(p, {}).items():
+            if value.dim():
+                yield f"the buffer '{key}' of '{name}'", value
 
 
 def everything(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from enorm_fx import analyze
 from enorm_fx.errors import TraceError
 from enorm_fx.tracing import recorder, trace
 from enorm_fx.tracing.fake_results import FakeResults
@@ -141,6 +142,13 @@ def test_a_call_that_writes_is_made_each_time() -> None:
         before = a._version
         assert known.of("relu", F.relu, (a,), {"inplace": True}) is a
         assert a._version == before + 1
+
+
+def test_weights_that_were_made_in_inference_mode_are_analyzed() -> None:
+    """They keep no count of what is written into them."""
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    assert analyze(model, torch.ones(2, 3), tracer="symbolic").num_scales == 4
 
 
 def test_values_that_torch_knows_are_kept() -> None:

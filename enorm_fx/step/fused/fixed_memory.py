@@ -80,6 +80,7 @@ class FixedMemory:
         self._written = [*self.parameters, *(b for found in self.buffers for b in found)]
         self._versioned = [*self._written, *there]
         self._versions = -1
+        self._rise: int | None = None  # of the sum of versions, when all of these are written
         self._usual = _Usual(self.parameters, all(self.stepping), device == "cpu")
         self._sizes: Sizes | None = None
 
@@ -193,8 +194,11 @@ class FixedMemory:
     def written_(self, gradients: Sequence[int | None], sizes: Sizes) -> None:
         """Count the step where torch would, and remember what is written. sizes: bounds now."""
         self._sizes = sizes
+        before = sum(map(_version, self._written)) if self._rise is None else 0
         torch.autograd.graph.increment_version(self._written)
-        self._versions += len(self._written) + self._counts.advance_(gradients)
+        if self._rise is None:  # views of one tensor count together
+            self._rise = sum(map(_version, self._written)) - before
+        self._versions += self._rise + self._counts.advance_(gradients)
 
 
 class _Usual:
